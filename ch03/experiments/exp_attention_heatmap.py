@@ -1,0 +1,170 @@
+"""第 3 章 · 实验　注意力到底在看哪里？
+
+问题：　多头注意力的每个头，真的会关注不同的东西吗？还没训练时呢？
+先猜：　未训练的头，权重应该接近平均，还是已经有明显偏好？（先想 10 秒，再运行）
+看点：　① 上三角全为 0：因果掩码生效；② 每一行加起来是 1；③ 两个头的花纹不同。
+动手改：把 --heads 改成 1、4；把 MultiHeadAttention 里的 -torch.inf 改成 0，看热图哪里"漏"了。
+
+运行：
+    python ch03/experiments/exp_attention_heatmap.py            # 图片写到 ch03/outputs/
+    python ch03/experiments/exp_attention_heatmap.py --heads 4
+    约 4 秒，0.3 GB（2 核 CPU）
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn as nn
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+WORDS = ["Your", "journey", "starts", "with", "one", "step"]
+
+
+# region 改写 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """多头注意力，外加记住最近一次的注意力权重。（原版详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+        self.last_weights = None  # 改：多留一个出口，把注意力权重交给画图代码
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        self.last_weights = weights.detach()  # 改：detach 断开计算图，否则整张图会被一直留在内存里
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符换成 ?，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def main():
+    """画出每个头的注意力热图，并检查因果掩码。"""
+    safe_console()
+    parser = ChineseParser("实验　注意力热图")
+    parser.add_argument("--heads", type=int, default=2, help="头数，必须能整除 8（默认：2）")
+    args = parser.parse_args()
+
+    torch.manual_seed(123)
+    x = torch.randn(1, len(WORDS), 8)  # (b, t, d)：随机嵌入就够了，这里只看注意力的"形状"
+    try:
+        attention = MultiHeadAttention(8, 8, context_length=len(WORDS), dropout=0.0, num_heads=args.heads)
+    except ValueError as error:
+        parser.error(str(error))
+    attention(x)
+    weights = attention.last_weights[0]  # (h, t, t)
+
+    chinese = use_chinese_font()
+    figure, axes = plt.subplots(1, args.heads, figsize=(3.6 * args.heads, 3.8), squeeze=False, layout="constrained")
+    for head, axis in enumerate(axes[0]):
+        axis.imshow(weights[head], cmap="Blues", vmin=0, vmax=1)
+        axis.set_xticks(range(len(WORDS)), WORDS, rotation=45)
+        axis.set_yticks(range(len(WORDS)), WORDS)
+        axis.set_title(f"第 {head + 1} 个头" if chinese else f"head {head + 1}")
+    axes[0][0].set_ylabel("谁在看（Query）" if chinese else "query")
+    axes[0][0].set_xlabel("看谁（Key）" if chinese else "key")
+
+    OUTPUTS.mkdir(exist_ok=True)
+    path = OUTPUTS / "attention_heatmap.png"
+    figure.savefig(path, dpi=150)
+    print(f"热图已写到 {path}")
+
+    print("\n这个数字对吗？")
+    future = weights.triu(diagonal=1).sum().item()
+    confirm(f"右上角权重之和为 0（得到 {future:.1f}）：看不到未来", future == 0, "掩码填的不是 -inf，或加在了 softmax 之后")
+    error = (weights.sum(dim=-1) - 1).abs().max().item()
+    confirm(f"每行之和为 1（最大误差 {error:.0e}）", error < 1e-6, "softmax 的 dim 不是最后一维")
+
+
+if __name__ == "__main__":
+    main()

