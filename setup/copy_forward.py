@@ -23,6 +23,7 @@ import io
 import re
 import sys
 import tokenize
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,10 +48,10 @@ def regions(path):
         path (Path): 脚本
 
     返回:
-        list[tuple]: 每个区一项 (种类, 原处, 名字列表, 开头行号, 结尾行号)，行号从 0 起，指 region 和 endregion 两行
+        list[tuple]: 每个区一项：种类、原处、名字列表、开头行号、结尾行号；行号从 0 起，指 region 和 endregion 两行
 
     异常:
-        ValueError: region 没有配对的 endregion
+        ValueError: region 和 endregion 不配对，或格式不对
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     result, opened = [], None
@@ -62,7 +63,9 @@ def regions(path):
             opened = (kind, source, [name.strip() for name in names.split(",")], number)
         elif line.startswith("# region"):
             raise ValueError(f"{path.relative_to(ROOT)}:{number + 1}　region 的格式应为：# region 沿用 文件.py: 组件名")
-        elif line.startswith("# endregion") and opened:
+        elif line.startswith("# endregion"):
+            if not opened:
+                raise ValueError(f"{path.relative_to(ROOT)}:{number + 1}　endregion 前面没有 region")
             result.append((*opened, number))
             opened = None
     if opened:
@@ -70,6 +73,23 @@ def regions(path):
     return result
 
 
+@cache  # 一个文件里常有好几个组件，只分析一次
+def parse(text):
+    """把一段代码变成语法树和记号。
+
+    参数:
+        text (str): 代码
+
+    返回:
+        tuple: 语法树，和 tokenize 切出的各个记号
+
+    异常:
+        SyntaxError: 不是能运行的 Python
+    """
+    return ast.parse(text), list(tokenize.generate_tokens(io.StringIO(text).readline))
+
+
+@cache  # 一个组件会被许多脚本沿用，只算一次
 def component(source, name):
     """从原处取出一个组件，缩成沿用区里的样子。
 
@@ -83,13 +103,16 @@ def component(source, name):
         str: 缩短后的代码，末尾没有换行
 
     异常:
-        ValueError: 原处不存在，或里面没有这个组件，或那里的也是抄来的
+        ValueError: 原处不存在或有语法错误，或里面没有这个组件，或那里的也是抄来的
     """
     path = ROOT / source
     if not path.is_file():
         raise ValueError(f"原处 {source} 不存在")
     text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
+    try:
+        tree, tokens = parse(text)
+    except SyntaxError as error:
+        raise ValueError(f"{source} 第 {error.lineno} 行有语法错误，先让它能运行") from None
     node = next((node for node in tree.body if name in names_of(node)), None)
     if node is None:
         raise ValueError(f"{source} 里没有 {name}")
@@ -97,18 +120,20 @@ def component(source, name):
         raise ValueError(f"{source} 里的 {name} 也是抄来的，请写最初讲解它的那个文件")
 
     first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-    docstrings = {}  # 起始行 → (结束行, 换成什么)
+    docstrings = {}  # 起始行 → 结束行，换成什么
     for inner in ast.walk(node):
         if isinstance(inner, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(inner):
             doc = inner.body[0]
-            first_line = ast.get_docstring(inner).splitlines()[0]
-            docstrings[doc.lineno] = (doc.end_lineno, f'{" " * doc.col_offset}"""{first_line}（详解见 {source}）"""' if inner is node else None)
+            first_line = ast.get_docstring(inner).splitlines()[0] + (f"（详解见 {source}）" if inner is node else "")
+            keep = inner is node or len(inner.body) == 1  # 方法里除了文档什么都没有时，去掉它就不成语法了
+            docstrings[doc.lineno] = (doc.end_lineno, f'{" " * doc.col_offset}"""{first_line}"""' if keep else None)
 
-    comments = {}  # 行号 → (注释起始列, 要保留的形状)
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    comments, strings = {}, set()  # 行号 → 注释起始列，要保留的形状；在多行字符串里面的行
+    for token in tokens:
         if token.type == tokenize.COMMENT:
             shape = SHAPE.match(token.string)
             comments[token.start[0]] = (token.start[1], shape and shape.group(1))
+        strings.update(range(token.start[0] + 1, token.end[0] + 1))  # 只有字符串会跨行；里面的空行是内容，不能删
 
     lines, result, number = text.splitlines(), [], first
     while number <= node.end_lineno:
@@ -122,9 +147,9 @@ def component(source, name):
                 column, shape = comments[number]
                 code = line[:column].rstrip()
                 line = f"{code}  # {shape}" if code and shape else code
-            if line.strip():
+            if line.strip() or number in strings:
                 # 方法之间（以及文档字符串与第一个方法之间）留一个空行，其余空行去掉。
-                if result and re.match(r" {4}(def|@)", line) and not result[-1].lstrip().startswith("@"):
+                if number not in strings and result and re.match(r" {4}(def|@)", line) and not result[-1].lstrip().startswith("@"):
                     result.append("")
                 result.append(line)
         number += 1
@@ -167,7 +192,7 @@ def code_lines(text):
         text (str): 一段顶层代码
 
     返回:
-        list[tuple[str, int]]: (去掉注释的代码行, 行号)，行号从 0 起
+        list[tuple[str, int]]: 去掉注释的代码行，和它的行号（从 0 起）
     """
     skipped, comments = set(), {}
     for inner in ast.walk(ast.parse(text)):
@@ -209,7 +234,7 @@ def check():
     """检查所有脚本的沿用区和改写区。
 
     返回:
-        list[str]: 每个问题一行：文件:行号　说明
+        list[str]: 每个问题一行，写明文件、行号和说明
     """
     problems = []
     for path in scripts():
@@ -226,11 +251,15 @@ def check():
             except ValueError as error:
                 problems.append(f"{name}:{start + 1}　{error}")
                 continue
-            have = "\n".join(lines[start + 1 : end]).strip("\n")
-            if kind == "沿用" and have != want:
+            have = "\n".join(lines[start + 1 : end])
+            if kind == "沿用" and have.strip("\n") != want:
                 problems.append(f"{name}:{start + 1}　{', '.join(names)} 与原处 {source} 不一致：请改原处，再运行 copy_forward.py write")
             if kind == "改写":
-                defined = {defined for node in ast.parse(have).body for defined in names_of(node)}
+                try:
+                    defined = {defined for node in ast.parse(have).body for defined in names_of(node)}
+                except SyntaxError as error:
+                    problems.append(f"{name}:{start + 1 + (error.lineno or 1)}　改写区里有语法错误，先让它能运行")
+                    continue
                 problems += [f"{name}:{start + 1}　改写区里没有 {missing}" for missing in names if missing not in defined]
                 problems += [f"{name}:{start + 2 + offset}　改动没有说明：在这一行加上以「改：」开头的注释" for offset in unexplained_changes(want, have)]
                 if not unexplained_changes(want, have) and [line for line, _ in code_lines(want)] == [line for line, _ in code_lines(have)]:
@@ -247,18 +276,20 @@ def write():
     异常:
         ValueError: 原处不存在或没有要沿用的组件
     """
-    updated = []
+    updated = {}  # 全部算完再写：中途出错时，一个文件都不动
     for path in scripts():
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
         for kind, source, names, start, end in reversed(regions(path)):  # 从后往前换，前面的行号才不会变
             if kind == "沿用":
-                lines[start + 1 : end] = [*expected(source, names).splitlines(), "", ""] if re.match(r"(class|def|@)", expected(source, names)) else expected(source, names).splitlines()
+                want = expected(source, names)
+                lines[start + 1 : end] = [*want.splitlines(), *(["", ""] if re.match(r"(class|def|@)", want) else [])]
         new = "\n".join(lines) + "\n"
         if new != text:
-            path.write_text(new, encoding="utf-8")
-            updated.append(str(path.relative_to(ROOT)))
-    return updated
+            updated[path] = new
+    for path, new in updated.items():
+        path.write_text(new, encoding="utf-8")
+    return [str(path.relative_to(ROOT)) for path in updated]
 
 
 def tree():
@@ -303,7 +334,7 @@ def diff(path):
 def main():
     """命令行：check、write、tree 或 diff 脚本。"""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
+        stream.reconfigure(errors="namereplace")
     command, *rest = sys.argv[1:] or ["--help"]
     try:
         if command == "check" and not rest:

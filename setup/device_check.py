@@ -22,10 +22,10 @@ import torch.nn as nn
 
 # region 沿用 setup/self_check.py: safe_console
 def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符换成 ?，而不是报错退出。（详解见 setup/self_check.py）"""
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="namereplace")
 
 
 # endregion

@@ -8,8 +8,6 @@ macOS 和 Windows 自带中文字体；Linux 常常没有，那就改用英文�
     约 1 秒，0.1 GB（2 核 CPU）
 """
 
-import matplotlib.pyplot as plt
-
 
 def use_chinese_font():
     """让 matplotlib 能画中文；找不到中文字体时返回 False。
@@ -17,7 +15,8 @@ def use_chinese_font():
     返回:
         bool: 能画中文为 True；为 False 时，画图代码应改用英文标签
     """
-    from matplotlib import font_manager  # 扫描本机字体要几百毫秒，真要画图时才做
+    import matplotlib.pyplot as plt  # 导入 matplotlib、扫描字体要半秒多，真要画图时才做
+    from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
     # 依次是 macOS、Windows、Linux 上常见的中文字体。
@@ -31,6 +30,8 @@ def use_chinese_font():
 def main():
     """报告本机能不能画中文，不能时说怎么装字体。"""
     if use_chinese_font():
+        import matplotlib.pyplot as plt
+
         print(f"能画中文，用的字体是 {plt.rcParams['font.sans-serif'][0]}")
     else:
         print("没有找到中文字体，图上会用英文标签。Ubuntu / Debian 可以安装：sudo apt install fonts-noto-cjk")

@@ -12,14 +12,15 @@ import sys
 
 
 def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符换成 ?，而不是报错退出。
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。
 
     Windows 上把输出重定向到文件时，编码常常是 GBK，里面没有 ✓，也没有模型偶尔吐出的乱码字符。
+    换成 ? 就分不清 ✓ 和 ✗ 了，所以印名字：\\N{CHECK MARK} 和 \\N{BALLOT X}。
     Jupyter 的输出对象没有 reconfigure，它本来就是 UTF-8，跳过即可。
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="namereplace")
 
 
 def confirm(claim, ok, hint):

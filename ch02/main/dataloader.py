@@ -15,9 +15,11 @@
     b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　n 样本数
 """
 
+import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,87 +27,6 @@ from pathlib import Path
 import tiktoken
 import torch
 from torch.utils.data import DataLoader, Dataset
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符换成 ?，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
-# region 沿用 setup/find_data.py: find_data, read_text
-def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
-    return text
-
-
-# endregion
 
 
 def load_gpt2_tokenizer():
@@ -143,6 +64,7 @@ def load_gpt2_tokenizer():
         # 先按这个正则把文本切成词（缩写、字母、数字、标点、空白各归各），合并只在词的内部进行。
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
         return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
     try:
         return tiktoken.get_encoding("gpt2")  # 最后的办法：让 tiktoken 自己去下载
     except Exception:  # 网络问题的异常五花八门，处理办法都是下面这一句
@@ -225,6 +147,87 @@ def create_dataloader_v1(txt, batch_size=4, max_length=256, stride=128, shuffle=
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+# region 沿用 setup/find_data.py: find_data, read_text
+def find_data(*names):
+    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
+    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
+    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
+    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
+    for folder in [*folders, setup / "downloads", setup / "data"]:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"找不到文件 {path}，请检查路径") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
+    except OSError:
+        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
+    if "\0" in text:
+        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
+    if not text.strip():
+        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    return text
+
+
+# endregion
+
+
 def main():
     """文本 → 词元编号 → 批 → 输入嵌入，数字与原书 2.6–2.8 节逐位相同。"""
     safe_console()
@@ -235,8 +238,8 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8, help="每批几个样本（默认：8，与原书相同）")
     args = parser.parse_args()
     for name in ("max_length", "stride", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} 至少是 1，不能是 {getattr(args, name)}")
+        if not 1 <= getattr(args, name) <= 10**9:
+            parser.error(f"--{name.replace('_', '-')} 应在 1 到 10 亿之间，不能是 {getattr(args, name)}")
 
     try:
         path = args.text or find_data("the-verdict.txt", "story-en.txt")
@@ -272,7 +275,7 @@ def main():
     print("\n这个数字对吗？")
     confirm("目标 = 输入右移一位", torch.equal(inputs[:, 1:], targets[:, :-1]), "target 的起点没有 +1")
     if args.stride == args.max_length:
-        confirm("样本首尾相接：第 1 个样本的最后一个目标，是第 2 个样本的第一个输入", len(inputs) < 2 or targets[0, -1] == inputs[1, 0], "stride 与 max_length 不相等")
+        confirm("首尾相接：第 1 行的最后一个目标，是第 2 行的第一个输入", len(inputs) < 2 or targets[0, -1] == inputs[1, 0], "stride 与 max_length 不相等")
     if Path(path).name == "the-verdict.txt" and args.max_length == 4:
         confirm("前 4 个词元与原书一致：[40, 367, 2885, 1464]（I HAD always）", inputs[0].tolist() == [40, 367, 2885, 1464], "词表不是 GPT-2 的")
 

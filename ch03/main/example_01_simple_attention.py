@@ -20,10 +20,10 @@ import torch
 
 # region 沿用 setup/self_check.py: safe_console, confirm
 def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符换成 ?，而不是报错退出。（详解见 setup/self_check.py）"""
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="namereplace")
 
 
 def confirm(claim, ok, hint):
@@ -54,45 +54,94 @@ print(f"【3.3】输入　{tuple(inputs.shape)}　(t, d)")
 # %% 3.3.1　只算一个词：以第 2 个词 journey 为查询（query）
 query = inputs[1]  # (d,)
 
-# 注意力分数 = 查询与每个词的点积。两个向量方向越接近、越长，点积越大：这里用它表示"越相关"。
+# 注意力分数（attention score）= 查询与每个词的点积。两个向量方向越接近、越长，点积越大：这里用它表示"越相关"。
 scores_2 = torch.empty(inputs.shape[0])
 for i, x_i in enumerate(inputs):
     scores_2[i] = torch.dot(x_i, query)
 print("\n【3.3.1】journey 对 6 个词的注意力分数")
 print(scores_2)
 
-# %% 分数 → 权重：让它们都为正、加起来等于 1，才能当"比例"用
-# 直接除以总和也能归一化，但分数为负或悬殊时会出怪事；softmax 永远为正，而且拉开差距、便于求梯度。
-weights_2_naive = scores_2 / scores_2.sum()
-weights_2 = torch.softmax(scores_2, dim=0)
-print("除以总和：", weights_2_naive)
-print("softmax ：", weights_2, " 总和", weights_2.sum().item())
+# %% 点积（dot product）是什么：对应位置相乘，再全部加起来
+dot_by_hand = 0.0
+for x, q in zip(inputs[0], query):
+    dot_by_hand += x * q
+print("Your · journey　逐个相乘再相加", dot_by_hand, " torch.dot", torch.dot(inputs[0], query))
 
-# %% 上下文向量：按权重把 6 个词的嵌入加起来
+# %% 分数 → 权重：让它们都为正、加起来等于 1，才能当"比例"用
+# 最省事的办法是除以总和。但点积可以是负数，一正一负的总和可能接近 0，除出来的"权重"就没有意义了。
+weights_2_tmp = scores_2 / scores_2.sum()
+print("\n除以总和　　", weights_2_tmp, " 总和", weights_2_tmp.sum())
+
+
+# softmax 先取 e 的幂，所以永远为正；差距被拉开，处处可导，便于用梯度下降来训练。
+def softmax_naive(x):
+    """照公式写的 softmax：softmax(x)ᵢ = e^xᵢ / Σⱼ e^xⱼ。
+
+    参数:
+        x (Tensor): 一维分数，(t,)
+
+    返回:
+        Tensor: 权重，(t,)，每个数在 0 到 1 之间，总和为 1
+
+    出处: 原书 3.3.1 节
+    """
+    return torch.exp(x) / torch.exp(x).sum(dim=0)
+
+
+weights_2_naive = softmax_naive(scores_2)
+weights_2 = torch.softmax(scores_2, dim=0)
+print("自己写的 softmax", weights_2_naive, " 总和", weights_2_naive.sum())
+print("torch 的 softmax", weights_2, " 总和", weights_2.sum())
+
+# 两者公式相同，但 float32 最多表示到 3.4e38，e^89 就已经放不下，变成 inf，而 inf / inf = nan。
+# torch 先把每个数都减去最大值再取 e 的幂：分子分母同除一个数，结果不变，却再也不会溢出。
+large = torch.tensor([100.0, 90.0])
+print("分数很大时：自己写的", softmax_naive(large), " torch 的", torch.softmax(large, dim=0))
+
+# %% 上下文向量（context vector）：按权重把 6 个词的嵌入加起来
 # 它还是 3 维，但已经不是 journey 自己了，而是"journey 在这句话里的意思"：掺进了它所关注的词。
 context_2 = torch.zeros(query.shape)
 for i, x_i in enumerate(inputs):
     context_2 += weights_2[i] * x_i
-print("journey 的上下文向量", context_2)
+print("\njourney 的上下文向量", context_2)
 
-# %% 3.3.2　一次算完所有词：两重循环 = 一次矩阵乘法
-# inputs @ inputs.T 的第 i 行第 j 列，正好是第 i 个词与第 j 个词的点积。
+# %% 3.3.2　一次算完所有词：先写成两重循环
+# 每个词轮流当查询。t 个词就有 t × t 个分数：文本变长一倍，计算量和内存都变成 4 倍。
+scores_by_loop = torch.empty(6, 6)
+for i, x_i in enumerate(inputs):
+    for j, x_j in enumerate(inputs):
+        scores_by_loop[i, j] = torch.dot(x_i, x_j)
+print("\n【3.3.2】两重循环得到的注意力分数 (t, t)")
+print(scores_by_loop)
+
+# %% 两重循环 = 一次矩阵乘法
+# inputs @ inputs.T 的第 i 行第 j 列，正好是第 i 个词与第 j 个词的点积；循环在 Python 里跑，矩阵乘法在 C 里跑，快得多。
 scores = inputs @ inputs.T  # (t, t)
-weights = torch.softmax(scores, dim=-1)  # (t, t)　dim=-1：对每一行（每个查询）各自归一化
-contexts = weights @ inputs  # (t, d)
-print("\n【3.3.2】注意力分数 (t, t)")
+print("矩阵乘法得到的注意力分数 (t, t)")
 print(scores)
-print("注意力权重 (t, t)，每行之和：", weights.sum(dim=-1))
+
+# %% 每一行各自归一化
+# dim=-1 是最后一维，也就是"同一个查询对各个词"的那一行。写成 dim=0 就成了按列归一化，行和不再是 1，而且不会报错。
+weights = torch.softmax(scores, dim=-1)  # (t, t)
+print("注意力权重 (t, t)")
+print(weights)
+print("每行之和", weights.sum(dim=-1))
+
+# %% 所有词的上下文向量，还是一次矩阵乘法
+# 第 i 行权重 × inputs，就是刚才"按权重相加"的那个循环。
+contexts = weights @ inputs  # (t, d)
 print("所有词的上下文向量 (t, d)")
 print(contexts)
 
-
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
+confirm("自己写的 softmax 与 torch 的相同（分数不大时）", torch.allclose(weights_2_naive, weights_2), "分母没有把所有项加起来")
+confirm("两重循环与矩阵乘法得到同样的分数", torch.allclose(scores_by_loop, scores), "忘了转置：应为 inputs @ inputs.T")
 confirm("每行权重之和为 1", torch.allclose(weights.sum(dim=-1), torch.ones(6)), "softmax 的 dim 写成了 0")
-confirm("矩阵写法与循环写法结果相同", torch.allclose(contexts[1], context_2), "权重与输入的相乘顺序反了")
+confirm("第 2 行就是前面单独算的 journey", torch.allclose(contexts[1], context_2), "权重与输入的相乘顺序反了")
 confirm("journey 的上下文向量与原书一致：[0.4419, 0.6515, 0.5683]", torch.allclose(context_2, torch.tensor([0.4419, 0.6515, 0.5683]), atol=1e-4), "输入的数字抄错了")
 
 # %% 动手改
-# 1. 把 query 换成 inputs[0]，先猜 Your 最关注谁，再运行。
-# 2. 把 inputs 整体乘以 10，看 softmax 权重怎样变成"赢者通吃"：这就是后面要除以 √k 的原因。
+# 1. 把 query 换成 inputs[0]，先猜 Your 最关注谁，再运行。（后两条自查会变成 ✗：它们只对 journey 成立）
+# 2. 把 inputs 整体乘以 10，看 softmax 权重怎样变成"赢者通吃"；自己写的 softmax 会变成 nan：这就是后面要除以 √k 的原因之一。
+# 3. 把 weights 那一行的 dim=-1 改成 0：程序照样跑完，只有自查能告诉你错了。

@@ -122,10 +122,10 @@ class MultiHeadAttention(nn.Module):
 
 # region 沿用 setup/self_check.py: safe_console, confirm
 def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符换成 ?，而不是报错退出。（详解见 setup/self_check.py）"""
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="namereplace")
 
 
 def confirm(claim, ok, hint):
@@ -174,18 +174,34 @@ def main():
     parser = ChineseParser("3.6 节　多头注意力")
     parser.add_argument("--heads", type=int, default=2, help="头数，必须能整除输出维度 2（默认：2，与原书相同）")
     args = parser.parse_args()
+    if args.heads < 1:
+        parser.error(f"--heads 至少是 1，不能是 {args.heads}")
 
     torch.manual_seed(123)  # 与原书同一个种子，方便逐位核对
     x = torch.tensor(EXAMPLE_INPUTS)
     batch = torch.stack([x, x])  # 同一句话放两遍，凑成批：两份输出应当完全一样
-    print(f"输入　　　{tuple(batch.shape)}　(b, t, d)")
-
     try:
         attention = MultiHeadAttention(3, 2, context_length=6, dropout=0.0, num_heads=args.heads)
     except ValueError as error:
         parser.error(str(error))
 
+    print(f"输入　　　{tuple(batch.shape)}　(b, t, d)")
+    # 不改类的代码，也能看见中间的形状：给子模块挂一个钩子（forward hook），它每算完一次就叫我们一声。
+    notes = {
+        "W_query": "(b, t, d_out)　Q，还没分头",
+        "W_key": "(b, t, d_out)　K",
+        "W_value": "(b, t, d_out)　V",
+        "dropout": "(b, h, t, t)　每个头一张注意力权重表",
+        "out_proj": "(b, t, d_out)　各头拼好、混合之后",
+    }
+    hooks = [
+        getattr(attention, name).register_forward_hook(lambda _module, _inputs, output, name=name, note=note: print(f"  {name:9}{tuple(output.shape)}　{note}"))
+        for name, note in notes.items()
+    ]
     context = attention(batch)
+    for hook in hooks:
+        hook.remove()  # 下面的自查还要再算几次，不用再打印了
+
     print(f"上下文向量{tuple(context.shape)}　(b, t, d_out)")
     print(context)
 
@@ -195,8 +211,15 @@ def main():
     changed[:, -1] = 0  # 抹掉最后一个词；前面的词看不到它，输出就不该变
     confirm("改动最后一个词，不影响前面的输出", torch.equal(attention(changed)[:, :-1], context[:, :-1]), "因果掩码没有生效")
     if args.heads == 2:
-        book = torch.tensor([0.3190, 0.4858])  # 原书 3.6.2 节打印的第一行
-        confirm("第一行与原书一致：[0.3190, 0.4858]", torch.allclose(context[0, 0], book, atol=1e-4), "创建各层的顺序不同，随机数就不同")
+        # 第一个词只能看自己，权重总是 1，与 Q、K 无关，所以光看第一行查不出 Q、K 的错，还要看第六行。
+        confirm("第一行与原书一致：[0.3190, 0.4858]", torch.allclose(context[0, 0], torch.tensor([0.3190, 0.4858]), atol=1e-4), "创建各层的顺序不同，随机数就不同")
+        confirm("第六行与原书一致：[0.2575, 0.4028]", torch.allclose(context[0, 5], torch.tensor([0.2575, 0.4028]), atol=1e-4), "Q、K 算错了，或 softmax 的 dim 不对")
+
+    # 书上的例子每个头只有 1 维，√1 = 1，忘了除以 √k 也看不出来；所以换大一点的随机数，与 PyTorch 自带的实现再比一次。
+    check, x = MultiHeadAttention(8, 8, context_length=6, dropout=0.0, num_heads=2), torch.randn(1, 6, 8) * 3
+    heads = [layer(x).view(1, 6, 2, 4).transpose(1, 2) for layer in (check.W_query, check.W_key, check.W_value)]  # 每个 (b, h, t, k) = (1, 2, 6, 4)
+    built_in = nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(1, 6, 8)  # (b, t, d_out)
+    confirm("与 PyTorch 自带的注意力结果相同（2 个头，每个 4 维）", torch.allclose(check(x), check.out_proj(built_in), atol=1e-5), "忘了除以 √k，或掩码、分头、拼回有一步不对")
 
 
 if __name__ == "__main__":

@@ -339,6 +339,7 @@ def load_gpt2_tokenizer():
         ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
         return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception:
@@ -367,10 +368,10 @@ def pick_device(name="auto"):
 
 # region 沿用 setup/self_check.py: safe_console, confirm
 def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符换成 ?，而不是报错退出。（详解见 setup/self_check.py）"""
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="namereplace")
 
 
 def confirm(claim, ok, hint):

