@@ -9,7 +9,7 @@
 运行：
     python ch03/experiments/exp_attention_heatmap.py            # 图片写到 ch03/outputs/
     python ch03/experiments/exp_attention_heatmap.py --heads 4 --seed 1
-    约 4 秒，0.3 GB（2 核 CPU）
+    约 3 秒，0.3 GB（2 核 CPU）
 """
 
 import argparse

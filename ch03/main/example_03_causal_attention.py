@@ -243,7 +243,7 @@ confirm("两种遮法得到的权重相同", torch.allclose(weights, masked_simp
 confirm("遮住之后每行之和仍为 1", torch.allclose(weights.sum(dim=-1), torch.ones(6)), "填的不是 -inf，或填在了 softmax 之后")
 scaled = torch.where(dropped_weights == 0, 0, weights / (1 - 0.5))
 confirm("dropout 之后，每个权重要么是 0，要么正好是原来的 2 倍", torch.equal(dropped_weights, scaled), "放大的倍数不是 1/(1-p)，或 dropout 用了两次")
-confirm("CausalAttention 的第一行与原书一致：[-0.4519, 0.2216]", torch.allclose(context_vecs[0, 0], torch.tensor([-0.4519, 0.2216]), atol=1e-4), "种子不是 123，三个投影创建的次序不同，或因果掩码没有生效")
+confirm("CausalAttention 的第一行与原书一致：[-0.4519, 0.2216]", torch.allclose(context_vecs[0, 0], torch.tensor([-0.4519, 0.2216]), atol=1e-4), "种子或创建投影的次序不同，或因果掩码没有生效")
 confirm("第二行与原书一致：[-0.5874, 0.0058]", torch.allclose(context_vecs[0, 1], torch.tensor([-0.5874, 0.0058]), atol=1e-4), "因果掩码没有生效，或忘了除以 √k")
 confirm("同一句话放两遍，两份输出相同", torch.equal(context_vecs[0], context_vecs[1]), "dropout 没有设成 0.0")
 changed = batch.clone()

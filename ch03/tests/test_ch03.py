@@ -95,7 +95,8 @@ BOOK = [
     ("3-13 第一行", "03", "没有遮挡的注意力权重 (t, t)", ".1921 .1646 .1652 .1550 .1721 .1510"),
     ("3-18", "03", "CausalAttention 的输出", "-.4519 .2216 -.5874 .0058 -.6300 -.0632 -.5675 -.0843 -.5526 -.0981 -.5299 -.1081"),
     ("3-19 第一行", "04", "MultiHeadAttentionWrapper 的输出\n", "-.4519 .2216 .4772 .1063"),
-    ("3.6.2 两个头", "04", "【3.6.2】四维矩阵乘法", "1.3208 1.1631 1.2879 1.1631 2.2150 1.8424 1.2879 1.8424 2.0402 .4391 .7003 .5903 .7003 1.3737 1.0620 .5903 1.0620 .9912"),
+    ("3.6.2 合算", "04", "【3.6.2】四维矩阵乘法", "1.3208 1.1631 1.2879 1.1631 2.2150 1.8424 1.2879 1.8424 2.0402 "
+     ".4391 .7003 .5903 .7003 1.3737 1.0620 .5903 1.0620 .9912"),
     ("3.6.2 第 1 个头", "04", "第 1 个头单独算", "1.3208 1.1631 1.2879 1.1631 2.2150 1.8424 1.2879 1.8424 2.0402"),
     ("3.6.2 第 2 个头", "04", "第 2 个头单独算", ".4391 .7003 .5903 .7003 1.3737 1.0620 .5903 1.0620 .9912"),
     ("3-20", "mha", "上下文向量(2, 6, 2)", ".3190 .4858 .2943 .3897 .2856 .3593 .2693 .3873 .2639 .3928 .2575 .4028"),
@@ -370,7 +371,8 @@ def test_bad_input(monkeypatch, capsys, tmp_path, key, args, says):
 
 
 def test_bad_heads_as_command():
-    done = subprocess.run([sys.executable, str(SCRIPTS["mha"]), "--heads", "3"], env=os.environ | {"PYTHONIOENCODING": "utf-8"}, capture_output=True, encoding="utf-8")
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, str(SCRIPTS["mha"]), "--heads", "3"], env=env, capture_output=True, encoding="utf-8")
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
 
 

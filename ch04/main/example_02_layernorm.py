@@ -30,9 +30,9 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)
-        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
-        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
 
 
@@ -151,7 +151,8 @@ print("\n这个数字对吗？")
 book = torch.tensor([[0.6159, 1.4126, -0.8719, 0.5872, -0.8719, -0.8719], [-0.0189, 0.1121, -1.0876, 1.5173, 0.5647, -1.0876]])
 confirm("手算的归一化结果与原书一致", torch.allclose(out_norm, book, atol=1e-4), "种子之后多取了随机数，或方差用了 unbiased=False")
 confirm("归一化后均值为 0（误差 < 1e-6）", out_ln_6.mean(dim=-1).abs().max().item() < 1e-6, "均值沿着 dim=0 算了")
-confirm("两种写法的方差与原书一致：1.0000、1.0000 和 0.9995、0.9997", [f"{v:.4f}" for v in [*out_ln.var(dim=-1, unbiased=False).tolist(), *var_ln_6.flatten().tolist()]] == ["1.0000", "1.0000", "0.9995", "0.9997"], "检查方差时没写 unbiased=False，与类里不一致")
+shown = [f"{v:.4f}" for v in [*out_ln.var(dim=-1, unbiased=False).tolist(), *var_ln_6[:, 0].tolist()]]
+confirm("两种写法的方差与原书一致：1.0000、1.0000 和 0.9995、0.9997", shown == ["1.0000", "1.0000", "0.9995", "0.9997"], "检查方差时没写 unbiased=False，与类里不一致")
 confirm("方差正好是 方差 / (方差 + eps)", torch.allclose(var_ln_6, predicted, atol=1e-6), "eps 加在了根号外面")
 confirm("与 PyTorch 自带的 nn.LayerNorm 相同", torch.allclose(out_ln_6, nn.LayerNorm(6)(out), atol=1e-6), "unbiased 没写成 False（PyTorch 自带的也除以 d）")
 

@@ -79,9 +79,9 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)
-        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
-        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
 
 

@@ -95,7 +95,7 @@ class LayerNorm(nn.Module):
         emb_dim (int): 嵌入维度 d
 
     形状:
-        输入 (b, t, d) → 输出 (b, t, d)
+        输入 (…, d) → 输出 (…, d)：只看最后一维，前面有几维都行，在 GPT 里是 (b, t, d)
 
     出处: 原书 4.2 节
     """
@@ -111,15 +111,15 @@ class LayerNorm(nn.Module):
         """前向传播：y = scale · (x − 均值) / √(方差 + eps) + shift。
 
         参数:
-            x (Tensor): (b, t, d)
+            x (Tensor): (…, d)
 
         返回:
-            Tensor: (b, t, d)
+            Tensor: (…, d)
         """
-        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)　keepdim 留住最后一维，下面才能广播着减
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)　keepdim 留住最后一维，下面才能广播着减
         # unbiased=False：除以 d 而不是 d − 1。统计学上是"有偏"的，但 GPT-2 就是这样算的，要用它的权重就得一致。
-        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
-        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
 
 
@@ -127,7 +127,7 @@ class GELU(nn.Module):
     """GELU 激活函数：像 ReLU，但拐弯是圆滑的。
 
     ReLU 对负数一律给 0，那里梯度也是 0，神经元可能就此"死掉"；GELU 对不太负的数仍留一点输出和梯度。
-    精确的 GELU 是 x·Φ(x)（Φ 是标准正态分布的累积函数）；GPT-2 用的是下面这个便宜的近似，误差约千分之一。
+    精确的 GELU 是 x·Φ(x)（Φ 是标准正态分布的累积函数）；GPT-2 用的是下面这个便宜的近似，误差不到万分之五。
 
     形状:
         输入和输出形状相同，逐个数计算
@@ -429,7 +429,7 @@ def main():
         tokenizer = load_gpt2_tokenizer()
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    encoded = tokenizer.encode(args.prompt)
+    encoded = tokenizer.encode(args.prompt, allowed_special={"<|endoftext|>"})
     context_length = GPT_CONFIG_124M["context_length"]
     if not 1 <= len(encoded) <= context_length:
         parser.error(f"提示词有 {len(encoded)} 个词元，应在 1 到 {context_length}（上下文长度）之间")

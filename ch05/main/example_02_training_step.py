@@ -75,9 +75,9 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)
-        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
-        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
 
 
@@ -230,7 +230,7 @@ safe_console()
 path = find_data("the-verdict.txt", "story-en.txt")
 text = read_text(path)
 chars = sorted(set(text))
-ids = torch.tensor([chars.index(char) for char in text])  # (字符数,)
+ids = torch.tensor([chars.index(char) for char in text])  # 一维，和全文一样长
 inputs = ids[:-1].unfold(0, 64, 64)  # (n, t)
 targets = ids[1:].unfold(0, 64, 64)  # (n, t)
 config = {"vocab_size": len(chars), "context_length": 64, "emb_dim": 64, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}

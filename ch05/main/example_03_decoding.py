@@ -108,9 +108,9 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)
-        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
-        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
 
 
@@ -322,7 +322,7 @@ prompt = text_to_token_ids("Every effort moves you", tokenizer)  # (1, t)
 print(f"【5.3】用的是{trained}")
 greedy = generate_text_simple(model, prompt, max_new_tokens=25, context_size=config["context_length"])  # (1, t + 25)
 print("【5.3】贪心，两次都一样：", repr(token_ids_to_text(greedy, tokenizer)))
-# 贪心每次都选第一名，于是同一个提示词永远得到同一段话；短文本上训练久了，还会整段背诵原文。
+# 贪心每次都选第一名，于是同一个提示词永远得到同一段话：训练得少，就翻来覆去地说最常见的词；训练得久，就整段背诵原文。
 
 # %% 5.3.1　换成 9 个词的小词表，把"怎么选"看清楚
 # 假设提示词是 every effort moves you，下面是模型给 9 个词的 logits。
@@ -334,7 +334,8 @@ print("\n【5.3.1】贪心（argmax）　　　　", inverse_vocab[torch.argmax(
 
 # multinomial 按概率抽一个：概率 0.57 的词，抽 100 次大约出现 57 次，但每一次都可能是别的词。
 torch.manual_seed(123)
-print("【5.3.1】按概率抽（multinomial）", inverse_vocab[torch.multinomial(probas, num_samples=1).item()])
+drawn = torch.multinomial(probas, num_samples=1).item()
+print("【5.3.1】按概率抽（multinomial）", inverse_vocab[drawn])
 
 
 def print_sampled_tokens(probas):
@@ -389,12 +390,12 @@ for temperature, scaled in zip(temperatures, scaled_probas):
 chinese = use_chinese_font()
 figure, axis = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
 width = 0.27
-for i, (temperature, scaled) in enumerate(zip(temperatures, scaled_probas)):
+for i, (temperature, scaled) in enumerate(sorted(zip(temperatures, scaled_probas), key=lambda pair: pair[0])):  # 温度从低到高
     places = [number + (i - 1) * width for number in range(len(vocab))]
     axis.bar(places, scaled.tolist(), width, label=f"温度 {temperature}" if chinese else f"temperature {temperature}")
 axis.set_xticks(range(len(vocab)), vocab.keys())
 axis.set_ylabel("概率" if chinese else "probability")
-axis.set_title("同一组分数：温度低则赢者通吃，温度高则人人有份" if chinese else "same logits: low temperature sharpens, high temperature flattens")
+axis.set_title("同一组分数：温度低，赢者通吃；温度高，人人有份" if chinese else "same logits: low temperature sharpens, high temperature flattens")
 axis.legend()
 OUTPUTS.mkdir(exist_ok=True)
 picture = OUTPUTS / "temperature.png"
@@ -435,12 +436,15 @@ torch.manual_seed(123)
 again = generate(model, prompt, max_new_tokens=15, context_size=config["context_length"], top_k=25, temperature=1.4)  # (1, t + 15)
 only_one = generate(model, prompt, max_new_tokens=25, context_size=config["context_length"], top_k=1, temperature=1.4)  # (1, t + 25)
 zero = generate(model, prompt, max_new_tokens=25, context_size=config["context_length"], temperature=0.0)  # (1, t + 25)
-confirm("argmax 与抽一次，都是 forward", torch.argmax(probas) == 3, "分数抄错了")
-confirm("温度 1 的计数与原书相同：73, 0, 0, 582, 2, 0, 0, 343, 0", sampled[1] == [73, 0, 0, 582, 2, 0, 0, 343, 0], "抽之前没有重新设种子")
-confirm("温度 0.1：forward 985 次，toward 15 次", sampled[0.1] == [0, 0, 0, 985, 0, 0, 0, 15, 0], "乘了温度，而不是除以温度")
-confirm("温度 5：165, 75, 42, 239, 71, 46, 32, 227, 103", sampled[5] == [165, 75, 42, 239, 71, 46, 32, 227, 103], "乘了温度，而不是除以温度")
+confirm("argmax 与抽一次，都是 forward", torch.argmax(probas) == 3 and drawn == 3, "分数抄错了，或种子不是 123")
+confirm("温度 1 的计数与原书相同：73, 0, 0, 582, 2, 0, 0, 343, 0", sampled.get(1) == [73, 0, 0, 582, 2, 0, 0, 343, 0], "抽之前没有重新设种子")
+confirm("温度 0.1：forward 985 次，toward 15 次", sampled.get(0.1) == [0, 0, 0, 985, 0, 0, 0, 15, 0], "乘了温度，而不是除以温度")
+confirm("温度 5：165, 75, 42, 239, 71, 46, 32, 227, 103", sampled.get(5) == [165, 75, 42, 239, 71, 46, 32, 227, 103], "乘了温度，而不是除以温度")
 confirm("top-k 之后只剩 3 个非零的概率，总和为 1", (topk_probas > 0).sum() == 3 and abs(topk_probas.sum() - 1) < 1e-6, "门槛取错了名次，或用 0 代替了 -inf")
 confirm("top_k=1 和温度 0 都等于贪心", torch.equal(only_one, greedy) and torch.equal(zero, greedy), "忘了 model.eval()，或 top-k 的门槛取错了名次")
 confirm("种子相同，抽出来的话就相同", torch.equal(again, sampled_ids), "生成之前没有设种子，或 dropout 开着")
 
 # %% 动手改
+# 1. 把 temperatures 改成 [1, 0.01, 50]：0.01 时 1000 次全是 forward；50 时 9 个词各一百来次。（后两条核对原书的自查会变成 ✗）
+# 2. 把 softmax_with_temperature 里的除号改成乘号：温度 0.1 变平、温度 5 变尖，正好反过来，两条自查变成 ✗。
+# 3. 5.3.2 里，把 -torch.inf 改成 0.0：被挡掉的词概率还有 0.0007；再用温度 5，pizza 的概率反而从 0.0430 涨到 0.0632。

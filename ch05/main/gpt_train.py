@@ -158,9 +158,9 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        mean = x.mean(dim=-1, keepdim=True)  # (b, t, 1)
-        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, t, 1)
-        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (b, t, d)
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
 
 
@@ -315,7 +315,7 @@ def calc_loss_loader(data_loader, model, device, num_batches=None):
     """一个数据集的平均损失。
 
     参数:
-        data_loader (DataLoader): 给出 (输入, 目标)
+        data_loader (DataLoader): 每次给出输入和目标
         model (nn.Module): 语言模型
         device (torch.device): 在哪里算
         num_batches (int 或 None): 只看前几批；None 表示全部
