@@ -8,7 +8,7 @@
 运行：
     python ch05/main/example_03_decoding.py        # 图片写到 ch05/outputs/
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    约 SECONDS 秒，MEMORY GB（2 核 CPU）
+    约 6 秒，0.7 GB（2 核 CPU）
 
 先运行 python ch05/main/gpt_train.py，5.3.3 节就用你训练的模型；没有它也能跑，只是写出来的是胡话。
 

@@ -45,12 +45,12 @@ MODEL_CONFIGS = {
 }
 TRAIN_SETTINGS = {
     # 学习率：每步走多远。太大会震荡甚至发散，太小学得慢；小模型禁得起大一些的。
-    "mini": {"learning_rate": 1.5e-3, "num_epochs": 16},
-    "124M": {"learning_rate": 4e-4, "num_epochs": 10},
+    # eval_freq：每几步评估一次。评估也要时间，mini 评估得稀一些。
+    "mini": {"learning_rate": 1.5e-3, "num_epochs": 15, "eval_freq": 10},
+    "124M": {"learning_rate": 4e-4, "num_epochs": 10, "eval_freq": 5},
 }
 BATCH_SIZE = 2  # 书上为了省内存取 2；真正的预训练常用几百，梯度更稳
 WEIGHT_DECAY = 0.1  # 权重衰减：每步把权重往 0 拉一点点，不让它们长得太大，减轻过拟合
-EVAL_FREQ = 5  # 每 5 步评估一次
 EVAL_ITER = 5  # 评估时每个数据集只看 5 批，快；想要准确的损失就看全部
 START_CONTEXT = "Every effort moves you"
 
@@ -677,7 +677,7 @@ def main():
     parser = ChineseParser("5.1–5.2 节　预训练一个 GPT")
     parser.add_argument("--size", default="mini", choices=MODEL_CONFIGS, help="mini（默认）或 124M（原书的规模）")
     parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
-    parser.add_argument("--epochs", type=int, help="总共几轮（默认：mini 16，124M 10）")
+    parser.add_argument("--epochs", type=int, help="总共几轮（默认：mini 15，124M 10）")
     parser.add_argument("--resume", action="store_true", help="从上次的检查点接着训练")
     parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto；核对原书的数字请用 cpu）")
     parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123，与原书相同）")
@@ -772,7 +772,7 @@ def run(args):
     print()
     try:
         train_losses, val_losses, tokens_seen = train_model_simple(
-            model, train_loader, val_loader, optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER, START_CONTEXT, tokenizer, progress, save
+            model, train_loader, val_loader, optimizer, device, num_epochs, settings["eval_freq"], EVAL_ITER, START_CONTEXT, tokenizer, progress, save
         )
     except KeyboardInterrupt:
         print(f"\n停下了。加上 --resume 就能从 {checkpoint} 接着训练")
