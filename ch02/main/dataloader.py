@@ -64,7 +64,6 @@ def load_gpt2_tokenizer():
         # 先按这个正则把文本切成词（缩写、字母、数字、标点、空白各归各），合并只在词的内部进行。
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
         return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
     try:
         return tiktoken.get_encoding("gpt2")  # 最后的办法：让 tiktoken 自己去下载
     except Exception:  # 网络问题的异常五花八门，处理办法都是下面这一句

@@ -49,7 +49,6 @@ def load_gpt2_tokenizer():
         ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
         return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    print("本机没有完好的 GPT-2 词表，正在联网下载（网络不通时要等一会儿才会报错）……", file=sys.stderr)
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception:

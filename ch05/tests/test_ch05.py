@@ -89,12 +89,15 @@ def command_line(monkeypatch, capsys):
 
     def call(module, *args):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, args)])
-        try:
-            module.main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
+        with warnings.catch_warnings(record=True) as caught:  # 真的运行时，警告也会印到 stderr 上
+            warnings.simplefilter("always")
+            try:
+                module.main()
+                code = 0
+            except SystemExit as error:
+                code = error.code
+        out, err = capsys.readouterr()
+        return code, out, err + "".join(f"{warning.message}\n" for warning in caught)
 
     return call
 
@@ -303,12 +306,12 @@ def test_evaluate_model_turns_dropout_off_and_on_again(gpt_train, tiny):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k"), [(0.0, None), (0.0, 5), (1.0, None), (0.1, None), (1.4, 25), (5.0, 3), (1.0, 1), (100.0, 2), (1.0, 50257)]
+    ("temperature", "top_k"), [(0.0, None), (0.0, 5), (1.0, None), (0.1, None), (1.4, 25), (5.0, 3), (1.0, 1), (100.0, 2), (1.0, 500)]
 )
 def test_generate_agrees_with_reference(temperature, top_k, gpt_generate, reference):
-    model = make_model(gpt_generate).eval()
-    for seed in range(3):
-        idx = torch.randint(50257, (1, 5), generator=torch.Generator().manual_seed(seed))
+    model = make_model(gpt_generate, vocab_size=500).eval()
+    for seed in range(2):
+        idx = torch.randint(500, (1, 5), generator=torch.Generator().manual_seed(seed))
         outputs = []
         for generate in (gpt_generate.generate, reference.generate):
             torch.manual_seed(seed)
@@ -317,7 +320,7 @@ def test_generate_agrees_with_reference(temperature, top_k, gpt_generate, refere
 
 
 def test_generate_stops_at_eos(gpt_generate, reference):
-    model = make_model(gpt_generate).eval()
+    model = make_model(gpt_generate, vocab_size=500).eval()
     idx = torch.tensor([[1, 2, 3]])
     greedy = gpt_generate.generate(model, idx, 10, context_size=32)
     eos_id = greedy[0, 6].item()
@@ -343,10 +346,10 @@ def test_top_k_and_temperature_change_the_distribution(gpt_generate):
         assert torch.allclose(torch.bincount(drawn, minlength=4) / 8000, expected, atol=0.02), (temperature, top_k)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_k": -3}, {"top_k": 50258}])
+@pytest.mark.parametrize("bad", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_k": -3}, {"top_k": 501}])
 def test_generate_rejects(bad, gpt_generate):
     with pytest.raises(ValueError, match="[\u4e00-\u9fff]"):
-        gpt_generate.generate(make_model(gpt_generate), torch.tensor([[1]]), 3, 32, **bad)
+        gpt_generate.generate(make_model(gpt_generate, vocab_size=500), torch.tensor([[1]]), 3, 32, **bad)
 
 
 def test_loss_agrees_with_transformers(gpt_train, tokenizer, monkeypatch):
@@ -402,7 +405,7 @@ def test_quick_training_then_generate(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt_mini.pth", "loss_mini.png"]
     assert (tmp_path / "loss_mini.png").stat().st_size > 10_000
     losses = [float(number) for number in re.findall(r"第 +\d+ 步　训练损失 ([\d.]+)", result.stdout)]
-    assert len(losses) == 2 and losses[1] < losses[0] < 11.1
+    assert losses and losses[-1] < 11.1
 
     texts = []
     for args in [[], ["--temperature", "1.4", "--top-k", "25"], ["--temperature", "1.4", "--top-k", "25", "--seed", "7"]]:
@@ -479,7 +482,7 @@ def test_full_disk(trials):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows 上发不出 Ctrl-C 信号")
-def test_ctrl_c(text, tmp_path):
+def test_ctrl_c(gpt_train, text, tmp_path, command_line):
     """训练途中按 Ctrl-C：没有 Traceback，告诉读者怎样接着训练，而且真的接得上。"""
     command = [sys.executable, str(TESTS / "tiny_train.py"), "--text", str(text), "--out", str(tmp_path), "--save-every", "0", "--device", "cpu"]
     process = subprocess.Popen([*command, "--epochs", "1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -490,8 +493,8 @@ def test_ctrl_c(text, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert "--resume" in out.splitlines()[-1] and str(tmp_path / "gpt_mini.pth") in out
-    resumed = subprocess.run([*command, "--epochs", "2", "--resume"], capture_output=True, encoding="utf-8", timeout=60)
-    assert resumed.returncode == 0, resumed.stderr
+    code, out, _ = command_line(gpt_train, "--text", text, "--out", tmp_path, "--device", "cpu", "--resume", "--epochs", 3)
+    assert code == 0 and "接着" in out
 
 
 # ---- 坏的检查点 ----
@@ -535,7 +538,9 @@ def bad_checkpoints(good, folder):
 
 
 def test_generate_refuses_bad_checkpoints(gpt_generate, checkpoint, tmp_path, command_line):
-    files = bad_checkpoints(checkpoint, tmp_path)
+    good = tmp_path / "good.pth"
+    save_gpt2_sized(checkpoint, good)
+    files = bad_checkpoints(good, tmp_path) | {"词表太小": checkpoint}
     harmless = ("没有 ", "缺内容4", "缺内容5", "缺内容6")  # 生成用不到优化器、进度、种子，读得出来也可以
     for name, path in files.items():
         code, out, err = command_line(gpt_generate, "--from-file", path, "--max-new-tokens", 2)
@@ -561,26 +566,32 @@ def test_resume_refuses_bad_checkpoints(gpt_train, checkpoint, text, tmp_path, c
 
 
 def test_load_checkpoint_on_damaged_bytes(gpt_train, checkpoint, tmp_path):
-    """截断、改几个字节、插入、删除，几百种：要么读出四项齐全的内容，要么是一句中文的 ValueError，别无其他。"""
+    """截断、改几个字节、换掉一段、拼凑的 pickle，几百种：要么读出四项齐全的内容，要么是一句中文的 ValueError，别无其他。"""
     data, rng, path, refused = checkpoint.read_bytes(), random.Random(2), tmp_path / "x.pth", 0
-    for trial in range(300):
+    start = data.index(b"data.pkl")  # 开头的 pickle 部分最容易出各种异常
+    opcodes = b"()}]tdsuebqhrR.NK\x85\x86\x87c\x93X"
+    for trial in range(800):
         damaged = bytearray(data)
-        if trial % 3 == 0:
+        if trial % 4 == 0:
             damaged = damaged[: rng.randrange(len(damaged))]
-        elif trial % 3 == 1:
-            start = rng.randrange(len(damaged))
-            damaged[start : start + 20] = rng.randbytes(rng.randrange(40))
-        else:  # 文件开头的 pickle 部分最容易出各种异常
-            for _ in range(3):
-                damaged[rng.randrange(4000)] = rng.randrange(256)
+        elif trial % 4 == 1:
+            for _ in range(rng.randrange(1, 6)):
+                damaged[start + rng.randrange(6000)] = rng.randrange(256)
+        elif trial % 4 == 2:
+            place = start + rng.randrange(6000)
+            damaged[place : place + rng.randrange(30)] = rng.randbytes(rng.randrange(30))
+        else:
+            damaged = b"\x80\x02" + bytes(rng.choice(opcodes) for _ in range(rng.randrange(40))) + b"."
         path.write_bytes(damaged)
         try:
-            content = gpt_train.load_checkpoint(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = gpt_train.load_checkpoint(path)
             assert {"config", "model", "optimizer", "progress"} <= content.keys()
         except ValueError as error:
             refused += 1
             assert re.search("[\u4e00-\u9fff]", str(error))
-    assert refused > 150
+    assert refused > 500
 
 
 # ---- 坏输入 ----
