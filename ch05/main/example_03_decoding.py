@@ -237,7 +237,7 @@ def load_checkpoint(path):
 # region 沿用 ch05/main/gpt_generate.py: generate
 def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
     """逐个生成词元，可以调温度、限制 top-k，遇到结束符就停。（详解见 ch05/main/gpt_generate.py）"""
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"温度不能是负数（{temperature}）：0 表示贪心，越大越随机")
     vocab_size = model.out_head.out_features
     if top_k is not None and not 1 <= top_k <= vocab_size:

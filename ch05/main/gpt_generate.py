@@ -191,7 +191,7 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
 
     出处: 原书 5.3 节
     """
-    if temperature < 0:
+    if not temperature >= 0:  # 写成 not >=，连 nan 也挡住
         raise ValueError(f"温度不能是负数（{temperature}）：0 表示贪心，越大越随机")
     vocab_size = model.out_head.out_features
     if top_k is not None and not 1 <= top_k <= vocab_size:
