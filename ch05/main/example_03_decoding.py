@@ -18,8 +18,8 @@
 import hashlib
 import json
 import os
-import pickle
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -223,11 +223,13 @@ def load_checkpoint(path):
     if not path.is_file():
         raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
         raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
-    if not isinstance(content, dict) or not {"config", "model", "optimizer", "progress"} <= content.keys():
-        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面没有 config、model、optimizer、progress")
+    if not isinstance(content, dict) or not {"config", "seed", "text", "initial", "model", "optimizer", "progress"} <= content.keys():
+        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面缺了配置、权重、优化器或进度")
     return content
 
 

@@ -19,9 +19,9 @@ import argparse
 import hashlib
 import json
 import os
-import pickle
 import re
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -241,11 +241,13 @@ def load_checkpoint(path):
     if not path.is_file():
         raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
         raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
-    if not isinstance(content, dict) or not {"config", "model", "optimizer", "progress"} <= content.keys():
-        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面没有 config、model、optimizer、progress")
+    if not isinstance(content, dict) or not {"config", "seed", "text", "initial", "model", "optimizer", "progress"} <= content.keys():
+        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面缺了配置、权重、优化器或进度")
     return content
 
 
@@ -361,6 +363,8 @@ def main():
     args = parser.parse_args()
     if args.max_new_tokens < 1:
         parser.error(f"--max-new-tokens 至少是 1，不能是 {args.max_new_tokens}")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed 应在 0 到 2⁶³ − 1 之间，不能是 {args.seed}")
     try:
         device = pick_device(args.device)
         path = args.from_file or OUTPUTS / f"gpt_{args.size}.pth"
@@ -379,7 +383,7 @@ def main():
         first = generate(model, idx, args.max_new_tokens, config["context_length"], temperature=1.0, top_k=1, eos_id=50256)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    except (RuntimeError, KeyError, TypeError):
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError):
         parser.error(f"{path} 里的配置与权重对不上，它不是 gpt_train.py 存的检查点")
 
     strategy = "贪心" if args.temperature == 0 else f"温度 {args.temperature}" + (f"，top-k {args.top_k}" if args.top_k else "")

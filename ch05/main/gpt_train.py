@@ -22,10 +22,10 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import re
 import sys
 import time
+import warnings
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -548,11 +548,13 @@ def load_checkpoint(path):
         raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
     try:
         # weights_only=True：只读数字，不执行文件里的代码。pickle 格式能夹带任意程序，来路不明的文件尤其要防。
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 遇到别人的文件，torch 会先用英文嘀咕几句；我们只说下面那一句
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # 损坏的文件能引出各种异常，处理办法都一样
         raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
-    if not isinstance(content, dict) or not {"config", "model", "optimizer", "progress"} <= content.keys():
-        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面没有 config、model、optimizer、progress")
+    if not isinstance(content, dict) or not {"config", "seed", "text", "initial", "model", "optimizer", "progress"} <= content.keys():
+        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面缺了配置、权重、优化器或进度")
     return content
 
 
@@ -701,9 +703,12 @@ def run(args):
         OSError: 写不了文件
     """
     config, settings = MODEL_CONFIGS[args.size], TRAIN_SETTINGS[args.size]
-    num_epochs = args.epochs or (1 if args.quick else settings["num_epochs"])
+    num_epochs = (1 if args.quick else settings["num_epochs"]) if args.epochs is None else args.epochs
+    eval_freq = 3 if args.quick else settings["eval_freq"]
     if num_epochs < 1:
         raise ValueError(f"--epochs 至少是 1，不能是 {num_epochs}")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed 应在 0 到 2⁶³ − 1 之间，不能是 {args.seed}")
     device = pick_device(args.device)
     keep_freed_memory()
 
@@ -729,7 +734,10 @@ def run(args):
     print(f"文本　{path}（{len(text):,} 个字符；训练 {len(train_loader)} 批，验证 {len(val_loader)} 批）")
     print(f"模型　{args.size}，{sum(p.numel() for p in model.parameters()):,} 个参数，在 {device} 上训练 {num_epochs} 轮")
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise OSError(f"建不了文件夹 {args.out}：那里有个同名的文件，或没有写的权限；请用 --out 换个地方") from None
     checkpoint = args.out / f"gpt_{args.size}.pth"
     text_digest = hashlib.sha256(text.encode()).hexdigest()
     progress = None
@@ -737,12 +745,14 @@ def run(args):
         content = load_checkpoint(checkpoint)
         if content["config"] != config or content["seed"] != args.seed or content["text"] != text_digest:
             raise ValueError(f"{checkpoint} 是用另一份文本、种子或配置训练的，接不上；去掉 --resume 从头训练，或换回原来的参数")
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-        progress = content["progress"]
-        initial = content["initial"]
-        set_rng_state(progress["rng"], device)
-        print(f"接着　{checkpoint}：已训练到第 {progress['epoch'] + 1} 轮，共 {progress['step'] + 1} 步")
+        try:
+            model.load_state_dict(content["model"])
+            optimizer.load_state_dict(content["optimizer"])
+            progress, initial = content["progress"], content["initial"]
+            set_rng_state(progress["rng"], device)
+            print(f"接着　{checkpoint}：已训练到第 {progress['epoch'] + 1} 轮，共 {progress['step'] + 1} 步")
+        except Exception:  # 名字都对、内容不对的文件，能引出各种异常
+            raise ValueError(f"{checkpoint} 的内容不对，接不上；去掉 --resume 从头训练") from None
     else:
         # 训练前先看一眼损失。看一眼也会用掉随机数，所以看完把状态放回去，不影响后面的训练。
         before = get_rng_state(device)
@@ -771,15 +781,16 @@ def run(args):
     print()
     try:
         train_losses, val_losses, tokens_seen = train_model_simple(
-            model, train_loader, val_loader, optimizer, device, num_epochs, settings["eval_freq"], EVAL_ITER, START_CONTEXT, tokenizer, progress, save
+            model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, EVAL_ITER, START_CONTEXT, tokenizer, progress, save
         )
     except KeyboardInterrupt:
         print(f"\n停下了。加上 --resume 就能从 {checkpoint} 接着训练")
         sys.exit(130)
 
+    final = evaluate_model(model, train_loader, val_loader, device, EVAL_ITER)
     model.eval()
     token_ids = generate_text_simple(model, text_to_token_ids(START_CONTEXT, tokenizer).to(device), 25, t)
-    print(f"\n训练后　{token_ids_to_text(token_ids, tokenizer)!r}")
+    print(f"\n训练后　训练损失 {final[0]:.3f}　验证损失 {final[1]:.3f}\n    {token_ids_to_text(token_ids, tokenizer)!r}")
     picture = args.out / f"loss_{args.size}.png"
     plot_losses(torch.linspace(0, num_epochs, len(train_losses)), tokens_seen, train_losses, val_losses, picture)
     print(f"检查点　{checkpoint}\n损失曲线{picture}")
@@ -790,9 +801,9 @@ def run(args):
     if path.name == "the-verdict.txt" and args.size == "124M" and args.seed == 123:
         same = abs(initial[0] - 10.98758) < 1e-3 and abs(initial[1] - 10.98110) < 1e-3
         confirm("训练前的损失与原书一致：10.988 / 10.981", same, "种子不同，或创建各层的次序变了")
-    confirm(f"训练损失从 {train_losses[0]:.2f} 降到 {train_losses[-1]:.2f}", train_losses[-1] < train_losses[0], "学习率太大，或忘了 optimizer.step()")
+    confirm(f"训练损失从 {initial[0]:.2f} 降到 {final[0]:.2f}", final[0] < initial[0], "学习率太大，或忘了 optimizer.step()")
     if num_epochs >= 8:
-        gap = val_losses[-1] - train_losses[-1]
+        gap = final[1] - final[0]
         confirm(f"验证损失比训练损失高 {gap:.1f}：文本太短，模型在背书（过拟合），这是正常的", gap > 0.5, "验证集混进了训练集")
 
 
