@@ -47,7 +47,7 @@ def run(script, *args, cwd, encoding="utf-8", book=True):
     """在另一个文件夹里运行脚本，就像读者在终端里那样。"""
     env = {key: value for key, value in os.environ.items() if book or key != "LLM_DATA_DIR"}
     env |= {"PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, str(MAIN / script), *args], cwd=cwd, env=env, capture_output=True, encoding=encoding, timeout=120)
+    return subprocess.run([sys.executable, str(MAIN / script), *args], cwd=cwd, env=env, capture_output=True, encoding=encoding, timeout=600)
 
 
 @pytest.fixture(scope="module")

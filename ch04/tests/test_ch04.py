@@ -49,7 +49,7 @@ def one_thread():
 def run(name, *arguments, encoding="utf-8"):
     """在别的文件夹里运行脚本，每个只真正跑一次；返回 (退出码, stdout, stderr)，连续的空白合成一个空格。"""
     env = os.environ | {"PYTHONIOENCODING": encoding, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(MAIN / f"{name}.py"), *arguments], capture_output=True, cwd=Path(__file__).anchor, env=env, timeout=300)
+    done = subprocess.run([sys.executable, str(MAIN / f"{name}.py"), *arguments], capture_output=True, cwd=Path(__file__).anchor, env=env, timeout=900)
     return done.returncode, re.sub(r"\s+", " ", done.stdout.decode(encoding)), done.stderr.decode(encoding)
 
 

@@ -41,7 +41,7 @@ def load(path):
     return module
 
 
-def run(script, *args, cwd, encoding="utf-8", book=True, threads="2", timeout=300):
+def run(script, *args, cwd, encoding="utf-8", book=True, threads="1", timeout=900):
     """在另一个文件夹里运行脚本，就像读者在终端里那样。"""
     env = {key: value for key, value in os.environ.items() if book or key != "LLM_DATA_DIR"}
     env |= {"PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": threads}
@@ -115,7 +115,7 @@ def checkpoint(tiny, text, tmp_path_factory):
     """极小的配置训练出来的检查点。"""
     out = tmp_path_factory.mktemp("trained")
     command = [sys.executable, str(TESTS / "tiny_train.py"), "--text", str(text), "--out", str(out), "--device", "cpu"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     return out / "gpt_mini.pth"
 
 
@@ -444,7 +444,7 @@ def test_first_step_of_the_book_run(tmp_path):
 def test_interrupted_training(text, tmp_path):
     """在各种时刻弄断训练，再接着训练：结果与没断过的逐位相同。试验在 kill_trials.py 里，放在一个测试里只跑一遍。"""
     command = [sys.executable, str(TESTS / "kill_trials.py"), str(text), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     trials = json.loads(result.stdout.splitlines()[-1])
 
@@ -479,7 +479,7 @@ def test_ctrl_c(gpt_train, text, tmp_path, command_line):
         if "第  15 步" in line:
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert "--resume" in out.splitlines()[-1] and str(tmp_path / "gpt_mini.pth") in out
     code, out, _ = command_line(gpt_train, "--text", text, "--out", tmp_path, "--device", "cpu", "--resume", "--epochs", 3)

@@ -23,7 +23,7 @@ def load(path):
 
 
 def run(*command, cwd=ROOT, **env):
-    return subprocess.run([str(part) for part in command], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    return subprocess.run([str(part) for part in command], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, encoding="utf-8", timeout=600)
 
 
 def assert_one_chinese_sentence(result):
