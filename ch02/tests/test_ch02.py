@@ -316,10 +316,21 @@ def test_damaged_vocabulary_is_refused(dataloader, monkeypatch, tmp_path, capsys
     damaged_vocabulary(tmp_path)
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path))
     no_other_vocabulary(dataloader, monkeypatch)
-    with pytest.raises(FileNotFoundError, match="encoder.json"):
+    with pytest.raises(FileNotFoundError, match="gpt2-tokenizer"):
         dataloader.load_gpt2_tokenizer()
     (tmp_path / "text.txt").write_text("一段文本", encoding="utf-8")
     assert_refused(dataloader, monkeypatch, capsys, ["--text", str(tmp_path / "text.txt")], "词表")
+
+
+def test_downloaded_vocabulary_is_found(dataloader, tokenizer, monkeypatch, tmp_path):
+    """setup/download.py 下载的词表：从脚本所在的文件夹往上找得到。"""
+    folder = tmp_path / "setup" / "downloads" / "gpt2_bpe"
+    folder.mkdir(parents=True)
+    (folder / "encoder.json").write_bytes(vocabulary_files()[1].read_bytes())
+    no_other_vocabulary(dataloader, monkeypatch)
+    monkeypatch.delenv("LLM_DATA_DIR", raising=False)
+    monkeypatch.setattr(dataloader, "__file__", str(tmp_path / "ch02" / "main" / "dataloader.py"))
+    assert dataloader.load_gpt2_tokenizer().encode("Hello, I am") == tokenizer.encode("Hello, I am")
 
 
 # ---- 数据集与 DataLoader：与原书的实现比较 ----
