@@ -730,8 +730,9 @@ def run(args):
     # 建模型、建优化器的次序与原书相同，随机数才对得上。
     torch.manual_seed(args.seed)
     model = GPTModel(config).to(device)
-    # fused=True：把更新一个参数要做的十来次小运算合成一次，省下来回读写内存的时间，数字不变。
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=True)
+    # fused：把更新一个参数要做的十来次小运算合成一次，省下来回读写内存的时间，数字不变。CPU 上要 PyTorch 2.4 以上，Intel 芯片的 Mac 只有 2.2.2。
+    fused = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=fused)
     print(f"文本　{path}（{len(text):,} 个字符；训练 {len(train_loader)} 批，验证 {len(val_loader)} 批）")
     print(f"模型　{args.size}，{sum(p.numel() for p in model.parameters()):,} 个参数，在 {device} 上训练 {num_epochs} 轮")
 
