@@ -68,9 +68,16 @@ def main():
     for title, names in [
         ("英文短篇（ch02、ch05）", ["the-verdict.txt", "story-en.txt"]),
         ("中文文本（ch05 --text）", ["story-zh.txt"]),
+        ("短信（ch06）", ["SMSSpamCollection.tsv", "messages.tsv"]),
+        ("指令（ch07）", ["instruction-data.json", "instructions.json"]),
+        ("偏好数据", ["instruction-data-with-preference.json", "preferences.json"]),
+        *[(f"GPT-2 {size} 的权重", [f"gpt2-{size}.safetensors"]) for size in ("124M", "355M", "774M", "1558M")],
     ]:
-        path = find_data(*names)
-        print(f"{title}　{path}　{len(read_text(path)):,} 个字符")
+        try:
+            path = find_data(*names)
+            print(f"{title}　{path}　{path.stat().st_size:,} 字节")
+        except FileNotFoundError:
+            print(f"{title}　没有，要用时运行 python setup/download.py")
 
 
 if __name__ == "__main__":
