@@ -695,7 +695,8 @@ def finetune(common, title, style="alpaca", collate=None, train_data=None, steps
         wrap(model)
     model.to(device)
     trainable = [param for param in model.parameters() if param.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=True)
+    fused = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 4)
+    optimizer = torch.optim.AdamW(trainable, lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=fused)
     steps, warmup = steps or common.epochs * len(train_loader), settings["warmup"]
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / warmup) * (1 - step / steps) if warmup else 1)
     torch.manual_seed(common.seed)

@@ -212,7 +212,7 @@ print(f"\n【7.3】第二稿，输入\n{inputs}\n【7.3】第二稿，目标\n{t
 # %% 7.3.4　第三步，-100：一行目标，一步步改
 row = targets[1].clone()  # (t,)
 mask = row == 50256
-indices = torch.nonzero(mask).squeeze()  # (几个,)
+indices = torch.nonzero(mask).squeeze()  # (n,)　n 是 50256 的个数
 print(f"\n【7.3】第二条的目标　{row.tolist()}\n　　　哪些是 50256　{mask.tolist()}\n　　　它们的位置　　{indices.tolist()}，第一个留着，其余换掉：{indices[1:].tolist()}")
 row[indices[1:]] = -100
 print(f"　　　换好之后　　　{row.tolist()}")

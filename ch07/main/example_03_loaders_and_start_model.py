@@ -8,7 +8,7 @@
 运行：
     python ch07/main/example_03_loaders_and_start_model.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    mini 约 NN 秒，NN GB（2 核 CPU）；有 355M 的权重时用 355M
+    mini 约 3 秒，0.6 GB（2 核 CPU）；有 355M 的权重时用 355M
 
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """
@@ -125,17 +125,16 @@ def split_data(data):
 # endregion
 
 
-# region 改写 ch06/main/gpt_class_finetune.py: choose_start
+# region 沿用 ch06/main/gpt_class_finetune.py: choose_start
 def choose_start(size, from_file, quick=False):
-    """决定从哪份预训练权重开始微调；mini 还没有训练过，就先训练一个。"""
+    """决定从哪份预训练权重开始微调；mini 还没有训练过，就先训练一个。（详解见 ch06/main/gpt_class_finetune.py）"""
     if from_file:
         return Path(from_file)
     if size is None:
-        for size in ("355M", "124M"):  # 改：这一章书上用 355M，所以先找它，其次才是 124M
-            try:
-                return find_gpt2_file(size)
-            except FileNotFoundError:
-                size = "mini"
+        try:
+            return find_gpt2_file("124M")
+        except FileNotFoundError:
+            size = "mini"
     if size != "mini":
         return find_gpt2_file(size)
     chapter = Path(globals().get("__file__", "notebook.ipynb")).resolve().parents[2] / "ch05"
@@ -641,9 +640,15 @@ def confirm(claim, ok, hint):
 safe_console()
 
 # %% 7.4.1　先填好两个参数：partial
+# 从哪份权重开始：有 355M 就用它，其次 124M；都没有，用第 5 章训练的 mini，连它也没有就先训练一个。
+# 书上只用 355M：指令五花八门，124M 的见识不够，回答常常文不对题；mini 更小，只用来走通每一步。
 device = torch.device("cpu")  # 有 GPU 可以改成 "mps" 或 "cuda"
 try:
-    start = choose_start(None, None)
+    start = find_gpt2_file("355M")
+except FileNotFoundError:
+    start = None
+try:
+    start = start or choose_start(None, None)
     path = find_data("instruction-data.json", "instructions.json")
     data = download_and_load_file(path, URL)
     model, config, _ = load_model(start)
@@ -659,18 +664,20 @@ customized_collate_fn = partial(custom_collate_fn, device=device, allowed_max_le
 
 # %% 7.4.2　三个加载器
 num_workers = 0  # macOS 和 Windows 上开子进程常出问题；数据很小，0 就够快
-batch_size = 8
+batch_size = 8  # 书上的取值；355M 在 8 GB 的机器上装不下时改成 4 或 2，数字会与书上不同
 tokenizer = load_gpt2_tokenizer()
-torch.manual_seed(123)
+torch.manual_seed(123)  # 打乱次序用的随机数从这里开始取：种子和之前取过几次，决定每一批是哪几条
 train_dataset = InstructionDataset(train_data, tokenizer)
 # drop_last=True：最后一批凑不满就丢掉。只有一两条的批，梯度全听它们的，会把模型带偏。
 train_loader = DataLoader(train_dataset, batch_size=batch_size, collate_fn=customized_collate_fn, shuffle=True, drop_last=True, num_workers=num_workers)
+# 验证集和测试集不打乱、不丢弃：要量的是全部，次序也要每次相同，前后两次的损失才好比。
 val_dataset = InstructionDataset(val_data, tokenizer)
 val_loader = DataLoader(val_dataset, batch_size=batch_size, collate_fn=customized_collate_fn, shuffle=False, drop_last=False, num_workers=num_workers)
 test_dataset = InstructionDataset(test_data, tokenizer)
 test_loader = DataLoader(test_dataset, batch_size=batch_size, collate_fn=customized_collate_fn, shuffle=False, drop_last=False, num_workers=num_workers)
 
 print(f"\n【7.4】Train loader：{len(train_loader)} 批，输入和目标形状相同　(b, t)")
+# 光是走一遍就会凑出每一批，也会用掉随机数：下面再走一遍，次序就不同了。
 shapes = []
 for inputs, targets in train_loader:
     shapes.append((tuple(inputs.shape), tuple(targets.shape)))
@@ -681,10 +688,12 @@ longest = max(t for (_, t), _ in shapes)
 used = sum(b * t for (b, t), _ in shapes)
 print(f"【7.4】一轮共 {used:,} 个位置；每批都补到最长的 {longest}，就要 {len(shapes) * batch_size * longest:,} 个")
 
+# 看一条真的：开头是开场白 Below is an instruction …，结尾看填充。
 # 最后一批的第一条：输入的结尾是填充，目标里只留第一个 50256。
 print(f"\n【7.4】最后一批的 inputs[0]\n{inputs[0]}\n【7.4】最后一批的 targets[0]\n{targets[0]}")
 
 # %% 7.5.1　还没微调的模型，怎样对待一条指令
+# eval() 关掉 dropout。这一章的 drop_rate 本来就是 0，写上它是个习惯：换一个带 dropout 的模型，忘了就每次不同。
 model.to(device).eval()
 torch.manual_seed(123)
 input_text = format_input(val_data[0])
@@ -701,10 +710,14 @@ generated_text = token_ids_to_text(token_ids, tokenizer)
 # generate 返回的是"提示词 + 新写的"。提示词原样在最前面，按字符数切掉，剩下的就是回答。
 response_text = generated_text[len(input_text) :].replace("### Response:", "").strip()
 print(f"【7.5】{start.name} 的回答（参考答案是 {val_data[0]['output']!r}）\n{response_text}")
+# 参考答案是一句被动语态（书上的数据），或一个词（自带的数据）；模型答的是什么，与它读过什么书有关：
 # 355M 会照着格式接着写，把句子原样抄一遍，再编出一条新的指令：它读过无数文章，却没读过"一问一答"。
 # mini 连格式都没见过，只会接着讲它背过的那篇小说。两者缺的是同一样东西：没有人教过它，指令后面该跟着回答。
 
 # %% 微调之前的损失
+# 损失是"平均每个要预测的词元，模型有多意外"。没训练过的模型是 ln 50257 = 10.82；355M 读过许多文章，看到指令也只有 3.8 左右。
+# mini 的损失会很高：它背的那篇小说里没有这些词，越有把握，错得越离谱，所以可以比瞎猜还差。
+# 训练集要打乱，走到哪五批由种子定，所以先设一次；验证集不打乱，与种子无关。
 torch.manual_seed(123)
 with torch.no_grad():
     train_loss = calc_loss_loader(train_loader, model, device, num_batches=5)
@@ -713,6 +726,7 @@ print(f"\n【7.6】Training loss: {train_loss}\n【7.6】Validation loss: {val_l
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
+# 前三条在任何数据、任何模型上都成立；与书上核对的，只在用书上的数据和权重时才做。
 confirm("输入和目标的形状每批都相同", all(x == y for x, y in shapes), "只补了输入，没有补目标")
 confirm("目标是输入右移一位", torch.equal(inputs[0, 1:][targets[0, :-1] != -100], targets[0, :-1][targets[0, :-1] != -100]), "错开的方向反了")
 confirm("回答以提示词之后的文字开头", generated_text.startswith(input_text), "解码之后的提示词与原来的不同，按字符数切就会切错")

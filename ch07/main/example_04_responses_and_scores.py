@@ -8,7 +8,7 @@
 运行（先运行 python ch07/main/gpt_instruction_finetuning.py，这里就用你微调好的模型）：
     python ch07/main/example_04_responses_and_scores.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    mini 约 NN 秒，NN GB（2 核 CPU）；回答写到 ch07/outputs/responses-example.json
+    mini 约 5 秒，0.6 GB（2 核 CPU）；回答写到 ch07/outputs/responses-example.json
 
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """
@@ -618,6 +618,7 @@ OUTPUTS = CHAPTER / "outputs"
 # 微调好的模型可能不止一个（mini、355M……），用最新的；一个都没有，就用没微调过的 mini，看看差在哪里。
 finetuned = sorted(OUTPUTS.glob("*-sft.pth"), key=lambda path: path.stat().st_mtime)
 source = finetuned[-1] if finetuned else CHAPTER.parent / "ch05" / "outputs" / "gpt_mini.pth"
+# 数据要与微调时的同一份：测试集是按文件里的次序切出来的，换一份数据，"没见过的题"就可能是练过的。
 try:
     path = find_data("instruction-data.json", "instructions.json")
     train_data, val_data, test_data = split_data(download_and_load_file(path, URL))
@@ -625,13 +626,15 @@ try:
 except (ValueError, OSError) as error:
     sys.exit(f"出错了：{error}")
 device = torch.device("cpu")
-model.to(device).eval()
+model.to(device).eval()  # 关掉 dropout：同一道题每次都答得一样，分数才有意义
 tokenizer = load_gpt2_tokenizer()
 print(f"【7.7】数据　{path}，测试 {len(test_data)} 条\n【7.7】模型　{source}" + ("" if finetuned else "　还没微调过：先运行 python ch07/main/gpt_instruction_finetuning.py"))
 
 # %% 7.7.1　截出回答，一步一步
+# generate 返回的是"提示词 + 新写的"，一起解码成文字；要的只是回答，所以分三步：看全文、切提示词、去标题。
 entry = test_data[0]
 input_text = format_input(entry)
+# 提示词到 "### Input:" 那一段为止，没有写 "### Response:"：标题由模型自己接出来，训练时它每次都跟在后面。
 token_ids = generate(
     model=model,
     idx=text_to_token_ids(input_text, tokenizer).to(device),
@@ -647,27 +650,30 @@ print(f"【7.7】③ 去掉标题和两头的空白：\n{response_text!r}")
 # 按字符数切，是因为提示词里也可能写着 "### Response:"，按记号找会找错地方。它靠的是"编码再解码，一字不变"：BPE 保证这一点。
 
 # %% 7.7.2　三条测试题
+# 看数字之前先看人话：三条就看得出它是会答、会抄，还是在说胡话。测试集的题训练时没有见过，答对才算数。
 print()
 for entry in test_data[:3]:
     response_text = generate_response(model, tokenizer, entry, device, 40)
-    print(format_input(entry))
+    print(format_input(entry))  # 与原书印的格式相同
     print(f"\nCorrect response（参考答案）:\n>> {entry['output']}")
     print(f"\nModel response（模型回答）:\n>> {response_text}\n-------------------------------------")
 
 # %% 7.7.3　全部回答，存成 JSON
 # 存下来，打分就不必再生成一遍：生成是最慢的一步，而打分的办法会换好几种。这里只做前 20 条，全部的由微调脚本做。
 answered = [entry | {"model_response": generate_response(model, tokenizer, entry, device, 40)} for entry in test_data[:20]]
-OUTPUTS.mkdir(exist_ok=True)
+OUTPUTS.mkdir(exist_ok=True)  # 先写临时文件再改名：写到一半断电，旧的还在
 write_json(OUTPUTS / "responses-example.json", answered)
 print(f"【7.7】前 {len(answered)} 条的回答写到 {OUTPUTS / 'responses-example.json'}，第一条：\n{answered[0]}")
 
 # %% 7.8.1　打分，办法一：与参考答案比
+# 最便宜，也最严：一个标点不同就算错。所以再放宽一步，抹平大小写、标点和空白（normalize）之后再比。
+# 按规则分开数，还要分清"事实训练时问过、换了问法"和"没有问过"：前者考记性，后者才考会不会。
 exact, correct, table = score_responses(answered, train_data)
 print(f"\n【7.8】一字不差 {exact} / {len(answered)}；抹平大小写和标点之后 {correct} / {len(answered)}")
 print_table(table)
 for one, other in [("The plural of cat is cats.", "the plural of cat is cats"), ("The plural of cat is cats.", "Cats."), ("h-o-t", "h o t")]:
     print(f"  {one!r:<32}{other!r:<30}{'抹平之后相同' if normalize(one) == normalize(other) else '抹平之后还是不同'}")
-# 第二行冤枉了：Cats. 也答对了，只是没有说成整句。所以这个办法只适合答案唯一、说法固定的题，自带的数据就是照着这一点造的。
+# 第二行冤枉了：Cats. 也答对了，只是没有说成整句。所以这个办法只适合答案唯一、说法固定的题：自带的数据答案都只有一个词，就是为此。
 
 # %% 7.8.2　同样的办法，给书上的模型打分
 # 原书公开了 355M 微调之后的 110 条回答。一字不差的有多少，看得出这个办法在真实的数据上有多严。
@@ -679,11 +685,13 @@ try:
         print(f"  参考　{entry['output']}\n  回答　{entry['model_response']}")
     # 同一批回答，请 Llama 3 打分是 50 分上下。"The car is as fast as a bullet." 与参考答案的 lightning 不同，却是好答案。
 except (ValueError, OSError):
-    book_exact = None
+    book_exact = None  # 没有文件就不核对，不编一个数
     print("\n【7.8】没有原书的 instruction-data-with-response.json，跳过；它在原书仓库的 ch07/01_main-chapter-code/")
 
 # %% 7.8.3　打分，办法二：请另一个模型当裁判
 # 没有标准答案的题（"写一句比喻"），只能请人或请模型看。给裁判看的是这样一段话：
+# 三样缺一不可：没有题目，裁判不知道在答什么；没有参考答案，它只能凭自己的学问，而它也会错。
+# 即便如此，裁判偏爱长的、客气的、像它自己写的回答：分数只能用来比高低，不能当真理。
 entry = answered[0]
 prompt = (
     f"Given the input `{format_input(entry)}` "
@@ -697,6 +705,7 @@ print(f"【7.8】装好 Ollama 之后：python ch07/main/ollama_evaluate.py --fi
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
+# 打分的代码错了，分数照样印得出来，还常常更好看；所以先查截取和存取，再信分数。
 saved = json.loads((OUTPUTS / "responses-example.json").read_text(encoding="utf-8"))
 confirm("存下来再读回来，一字不变", saved == answered, "写文件时没有用 UTF-8")
 confirm("提示词编码再解码，一字不变", all(tokenizer.decode(tokenizer.encode(format_input(entry))) == format_input(entry) for entry in test_data), "按字符数切会切错地方")
