@@ -229,11 +229,11 @@ confirm("每个样本都一样长", {len(train_dataset[i][0]) for i in range(len
 confirm("训练集没有截断：去掉填充，还原成原来的短信", tokenizer.decode([i for i in input_ids.tolist() if i != 50256]) == train_rows[0][1], "截断写在了填充后面")
 confirm("训练的批数 = 条数 // 8，多出来的丢掉", sizes[0] == len(train_rows) // 8, "drop_last 没有开")
 confirm("验证、测试的批数 = 条数 / 8，往上取整", sizes[1:] == (-(-len(val_rows) // 8), -(-len(test_rows) // 8)), "drop_last 开错了地方")
-if path.name == "SMSSpamCollection.tsv":
+if path.stat().st_size == 477_907:  # 大小与原书的那份相同，才核对书上的数
     confirm("与书上相同：最长 120 个词元", train_dataset.max_length == 120, "切分或分词与书上不同")
     confirm("与书上相同：每批 (8, 120)，130 / 19 / 38 批", tuple(input_batch.shape) == (8, 120) and sizes == (130, 19, 38), "批大小不是 8")
 
 # %% 动手改
 # 1. 把 train_dataset 的 max_length 改成 10，再看第 1 条：还看得出它是不是垃圾短信吗？（第二条自查会变成 ✗）
-# 2. 把 pad_token_id 改成 0（它是 "!"）：填充成了一长串感叹号，而垃圾短信正爱用感叹号。
-# 3. 把 batch_size 改成 1：还需要填充吗？
+# 2. 把 pad_token_id 改成 0（它是 "!"）：填充成了一长串感叹号，而垃圾短信正爱用感叹号。（第二条自查也会变成 ✗）
+# 3. 把三处 batch_size=8 改成 1：一批只有一条，还需要填充吗？（核对批数的两条自查会变成 ✗）

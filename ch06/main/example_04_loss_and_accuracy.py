@@ -722,15 +722,15 @@ confirm("改最后一个词，前三个位置的输出一点没变", change[2, :
 confirm("改第一个词，每个位置都变了", change[1].min() > 0, "残差连接断了")
 confirm("分数相等时，交叉熵是 ln 2 = 0.693", abs(curve[200] - 0.6931) < 1e-4, "分数的次序反了")
 confirm("两个类别的概率加起来是 1", abs(probas.sum() - 1) < 1e-6, "softmax 的 dim 不是最后一维")
-if path.name == "SMSSpamCollection.tsv":
+if path.stat().st_size == 477_907:  # 大小与原书的那份相同，才核对书上的数
     confirm("一律答 spam，正是书上的 46.25% / 45.00% / 48.75%", np.allclose(always, [0.4625, 0.45, 0.4875], atol=1e-4), "抽到的不是同样的 10 批")
-if official and path.name == "SMSSpamCollection.tsv":
+if official and path.stat().st_size == 477_907:
     confirm("与书上相同：46.25% / 45.00% / 48.75%", np.allclose(accuracy, [0.4625, 0.45, 0.4875], atol=1e-4), "新输出层的种子不是 123，或权重装错了")
     confirm("与书上相同：2.453 / 2.583 / 2.322", np.allclose(loss, [2.453, 2.583, 2.322], atol=2e-3), "损失之前多用了随机数")
 else:
     print("  （装上 124M 的权重、用原书的数据，这里还会核对书上的数：准确率 46.25% / 45.00% / 48.75%，损失 2.453 / 2.583 / 2.322）")
 
 # %% 动手改
-# 1. 6.6.1 里，把比较的位置换成只看 outputs[:, 0]：改最后一个词，它知道吗？
+# 1. 把 6.6.1 的第二句换成 "Do we have time"，只改第二个词：哪几个位置会变？（第二条自查会变成 ✗）
 # 2. 把 add_classification_head 的 seed 换成 1、2、3：微调前的准确率在什么范围里晃？
 # 3. 把 6.6.5 的 torch.ones 改成 torch.zeros（答案换成"正常"）：曲线会左右翻转。

@@ -1043,6 +1043,8 @@ def run(args):
         raise ValueError(f"--epochs 至少是 1，不能是 {args.epochs}")
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed 应在 0 到 2⁶³ − 1 之间，不能是 {args.seed}")
+    if args.random_init and args.from_file:
+        raise ValueError("--random-init 和 --from-file 只能用一个：一个不要预训练的权重，一个指定用哪一份")
     device = pick_device(args.device)
     keep_freed_memory()
 
@@ -1056,13 +1058,15 @@ def run(args):
         raise ValueError(f"{path} 太少：平衡之后只有 {len(balanced)} 条，凑不出一批（{BATCH_SIZE} 条）训练数据，每一类至少要 6 条")
 
     # 6.4　预训练过的模型
-    start = choose_start("mini" if args.quick and not args.size else args.size, args.from_file, args.quick)
+    size = args.size or ("mini" if args.quick and not args.from_file else None)
+    start = None if args.random_init else choose_start(size, args.from_file, args.quick)
     if start:
         model, config, _ = load_model(start, args.size)
     else:
-        config = BASE_CONFIG | SIZES["mini"] | {"context_length": 256, "qkv_bias": False}
-    if args.random_init or not start:
-        start = None
+        config = BASE_CONFIG | SIZES[size or "mini"]
+        if size in (None, "mini"):
+            config |= {"context_length": 256, "qkv_bias": False}  # 与 gpt_train.py 的 mini 相同
+        check_memory(config)
         torch.manual_seed(args.seed)
         model = GPTModel(config)
     for module in model.modules():
@@ -1132,6 +1136,7 @@ def run(args):
             optimizer.load_state_dict(content["optimizer"])
             progress = content["progress"]
             set_rng_state(progress["rng"], device)
+            num_epochs = max(num_epochs, progress["epoch"])  # 已经训练得更久了，就不必再练
             print(f"接着　{checkpoint}：已训练到第 {progress['epoch'] + 1} 轮，共 {progress['step'] + 1} 步")
         except Exception:  # 名字都对、内容不对的文件，能引出各种异常
             raise ValueError(f"{checkpoint} 的内容不对，接不上；去掉 --resume 从头训练") from None
@@ -1172,10 +1177,10 @@ def run(args):
     print(f"（书上的答案：spam、not spam{small}）")
 
     print("\n这个数字对吗？")
-    book_data = path.name == "SMSSpamCollection.tsv" and len(rows) == 5572
+    book_data = path.stat().st_size == 477_907  # 大小与原书的那份相同，才核对书上的数
     if book_data and not args.quick:
         sizes = [len(train_rows), len(val_rows), len(test_rows), len(train_loader), len(val_loader), len(test_loader), max_length]
-        confirm("书上的切分：1045 / 149 / 300 条，130 / 19 / 38 批，最长 120 个词元", sizes == [1045, 149, 300, 130, 19, 38, 120], "读数据时关掉了引号，或抽样的种子不同")
+        confirm("书上的切分：1045 / 149 / 300 条，130 / 19 / 38 批，最长 120 个词元", sizes == [1045, 149, 300, 130, 19, 38, min(120, longest)], "读数据时关掉了引号，或抽样的种子不同")
     expected = 12 * config["emb_dim"] ** 2 + (10 + 3 * config["qkv_bias"]) * config["emb_dim"] + 2 * config["emb_dim"] + 2 * config["emb_dim"] + 2
     if trainable == "last_block":
         confirm(f"一块 + 最后的归一化 + 输出层 = {expected:,} 个参数参加训练", count == expected, "忘了冻结，或解冻了别的层")

@@ -80,9 +80,9 @@ def split_data(data):
     return train_data, val_data, test_data
 
 
-def generate_response(model, tokenizer, entry, device, max_new_tokens=256):
+def generate_response(model, tokenizer, entry, device, max_new_tokens=256, header=""):
     """让模型回答一条指令，截出回答。（详解见 ch07/main/gpt_instruction_finetuning.py）"""
-    input_text = format_input(entry)
+    input_text = format_input(entry) + header
     token_ids = generate(
         model,
         text_to_token_ids(input_text, tokenizer).to(device),
@@ -628,13 +628,14 @@ except (ValueError, OSError) as error:
 device = torch.device("cpu")
 model.to(device).eval()  # 关掉 dropout：同一道题每次都答得一样，分数才有意义
 tokenizer = load_gpt2_tokenizer()
+header = "\n\n### Response:\n" if config["emb_dim"] < 768 else ""  # mini 训练时标题不算损失，它写不出标题，要替它写上；书上不给
 print(f"【7.7】数据　{path}，测试 {len(test_data)} 条\n【7.7】模型　{source}" + ("" if finetuned else "　还没微调过：先运行 python ch07/main/gpt_instruction_finetuning.py"))
 
 # %% 7.7.1　截出回答，一步一步
 # generate 返回的是"提示词 + 新写的"，一起解码成文字；要的只是回答，所以分三步：看全文、切提示词、去标题。
 entry = test_data[0]
-input_text = format_input(entry)
-# 提示词到 "### Input:" 那一段为止，没有写 "### Response:"：标题由模型自己接出来，训练时它每次都跟在后面。
+# 提示词到 "### Input:" 那一段为止，书上没有写 "### Response:"：标题由模型自己接出来，训练时它每次都跟在后面。
+input_text = format_input(entry) + header
 token_ids = generate(
     model=model,
     idx=text_to_token_ids(input_text, tokenizer).to(device),
@@ -653,14 +654,14 @@ print(f"【7.7】③ 去掉标题和两头的空白：\n{response_text!r}")
 # 看数字之前先看人话：三条就看得出它是会答、会抄，还是在说胡话。测试集的题训练时没有见过，答对才算数。
 print()
 for entry in test_data[:3]:
-    response_text = generate_response(model, tokenizer, entry, device, 40)
+    response_text = generate_response(model, tokenizer, entry, device, 40, header)
     print(format_input(entry))  # 与原书印的格式相同
     print(f"\nCorrect response（参考答案）:\n>> {entry['output']}")
     print(f"\nModel response（模型回答）:\n>> {response_text}\n-------------------------------------")
 
 # %% 7.7.3　全部回答，存成 JSON
 # 存下来，打分就不必再生成一遍：生成是最慢的一步，而打分的办法会换好几种。这里只做前 20 条，全部的由微调脚本做。
-answered = [entry | {"model_response": generate_response(model, tokenizer, entry, device, 40)} for entry in test_data[:20]]
+answered = [entry | {"model_response": generate_response(model, tokenizer, entry, device, 40, header)} for entry in test_data[:20]]
 OUTPUTS.mkdir(exist_ok=True)  # 先写临时文件再改名：写到一半断电，旧的还在
 write_json(OUTPUTS / "responses-example.json", answered)
 print(f"【7.7】前 {len(answered)} 条的回答写到 {OUTPUTS / 'responses-example.json'}，第一条：\n{answered[0]}")

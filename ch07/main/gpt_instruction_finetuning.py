@@ -53,11 +53,11 @@ EVAL_ITER = 5  # 评估时每个数据集只看 5 批，与原书相同
 FINETUNE_SETTINGS = {
     # 书上的设置。GPT-2 已经懂英文，只要轻轻改一改说话的方式：步子小，两轮就够；再多就开始背题。
     "default": {"learning_rate": 5e-5, "num_epochs": 2, "batch_size": 8, "eval_freq": 5, "max_new_tokens": 256, "warmup": 0, "mask": False},
-    # mini 几乎什么都不懂，要从头学这批题：步子大，轮数多，学习率先升后降；提示词不算损失（练习 7.2），力气都用在回答上。
+    # mini 几乎什么都不懂，要从头学这批题：步子大，轮数多，学习率先升后降；提示词和标题不算损失（练习 7.2），力气都用在回答上。
     # 这几个数是试出来的，见 README 的学习笔记。
     "mini": {"learning_rate": 1.5e-3, "num_epochs": 16, "batch_size": 8, "eval_freq": 100, "max_new_tokens": 40, "warmup": 50, "mask": True},
 }
-RESPONSE = [198, 198, 21017, 18261, 25]  # "\n\n### Response:" 的词元编号
+HEADER = "\n\n### Response:\n"  # 回答前面的标题
 
 
 # region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
@@ -769,7 +769,7 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
 
 
 def masked_collate_fn(batch, ignore_index=-100, **options):
-    """凑批，再把提示词部分的目标也换成 -100：只学怎样回答，不学怎样提问。
+    """凑批，再把提示词和标题的目标也换成 -100：只学回答，不学怎样提问。
 
     参数:
         batch (list[list[int]]): 几条样本的词元编号
@@ -782,13 +782,14 @@ def masked_collate_fn(batch, ignore_index=-100, **options):
     返回:
         tuple[Tensor, Tensor]: 输入和目标
 
-    出处: 原书练习 7.2
+    出处: 原书练习 7.2（那里标题也算损失；小模型连这几个词元的力气也要省，标题改由提问的人写上）
     """
     inputs, targets = custom_collate_fn(batch, ignore_index=ignore_index, **options)
+    header = [198, 198, 21017, 18261, 25, 198]  # HEADER 的词元编号
     for item, target in zip(batch, targets):
-        # 提示词的长度，就是 "\n\n### Response:" 从第几个词元开始。标题本身要学：提问时只给提示词，标题由模型自己写出来。
-        start = next((i for i in range(len(item)) if item[i : i + len(RESPONSE)] == RESPONSE), 1)
-        target[: start - 1] = ignore_index  # 目标错开了一位，所以减 1
+        start = next((i for i in range(len(item)) if item[i : i + len(header)] == header), None)
+        if start is not None:
+            target[: start + len(header) - 1] = ignore_index  # 目标错开了一位，所以减 1：第一个要学的是回答的开头
     return inputs, targets
 
 
@@ -869,7 +870,7 @@ def train_model_simple(
 # endregion
 
 
-def generate_response(model, tokenizer, entry, device, max_new_tokens=256):
+def generate_response(model, tokenizer, entry, device, max_new_tokens=256, header=""):
     """让模型回答一条指令，截出回答。
 
     参数:
@@ -878,13 +879,14 @@ def generate_response(model, tokenizer, entry, device, max_new_tokens=256):
         entry (dict): 有 instruction 和 input
         device (torch.device): 在哪里算
         max_new_tokens (int): 最多写几个词元
+        header (str): 接在提示词后面的标题；原书不给，由模型自己写出来。训练时标题没算损失的话，要给 HEADER
 
     返回:
         str: 回答
 
     出处: 原书 7.7 节（那里写在循环里）
     """
-    input_text = format_input(entry)
+    input_text = format_input(entry) + header
     token_ids = generate(
         model,
         text_to_token_ids(input_text, tokenizer).to(device),
@@ -1157,6 +1159,7 @@ def run(args):
     num_epochs = args.epochs or (1 if args.quick else settings["num_epochs"])
     eval_freq = 4 if args.quick else settings["eval_freq"]
     context = config["context_length"]
+    header = HEADER if settings["mask"] else ""
     print(f"权重　{start or '随机的，没有预训练'}（{config['n_layers']} 层，{config['emb_dim']} 维）")
 
     # 7.4　数据加载器
@@ -1169,7 +1172,7 @@ def run(args):
     if len(train_loader) == 0 or not val_data or not test_data:
         raise ValueError(f"{path} 太少：只有 {len(data)} 条，切开之后凑不出一批（{batch_size} 条）训练数据，至少要 20 条")
     print(f"设置　{len(train_loader)} 批 × {num_epochs} 轮，每批 {batch_size} 条，学习率 {settings['learning_rate']:g}，在 {device} 上训练")
-    print(f"　　　{'只有回答算损失，提示词不算（练习 7.2 的做法）' if settings['mask'] else '提示词和回答都算损失，与原书相同'}")
+    print(f"　　　{'只有回答算损失，提示词和标题不算（练习 7.2 的做法）' if settings['mask'] else '提示词和回答都算损失，与原书相同'}")
 
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -1216,7 +1219,7 @@ def run(args):
         initial = evaluate_model(model, train_loader, val_loader, device, EVAL_ITER)
         few = test_data[: 10 if config["emb_dim"] < 768 else 3]  # 还不会停的模型，每条都要写满，所以只看几条
         model.eval()
-        before = sum(normalize(generate_response(model, tokenizer, entry, device, 20)) == normalize(entry["output"]) for entry in few) / len(few)
+        before = sum(normalize(generate_response(model, tokenizer, entry, device, 20, header)) == normalize(entry["output"]) for entry in few) / len(few)
         print(f"\n训练前　训练损失 {initial[0]:.3f}　验证损失 {initial[1]:.3f}　测试集前 {len(few)} 条答对 {before:.0%}\n")
         torch.manual_seed(args.seed)
     last_saved = time.monotonic()
@@ -1237,7 +1240,7 @@ def run(args):
 
     start_time = time.time()
     train_losses, val_losses, tokens_seen = train_model_simple(
-        model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, EVAL_ITER, format_input(val_data[0]), tokenizer,
+        model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, EVAL_ITER, format_input(val_data[0]) + header, tokenizer,
         progress, save, schedule if warmup else None,
     )  # fmt: skip
     final = evaluate_model(model, train_loader, val_loader, device, EVAL_ITER)
@@ -1249,7 +1252,7 @@ def run(args):
     # 7.7　生成并保存测试集的回答
     model.eval()
     answered = [
-        entry | {"model_response": generate_response(model, tokenizer, entry, device, settings["max_new_tokens"])}
+        entry | {"model_response": generate_response(model, tokenizer, entry, device, settings["max_new_tokens"], header)}
         for entry in tqdm(test_data, desc="生成回答", ncols=90)
     ]
     responses = args.out / f"instruction-data-with-response-{label}.json"
@@ -1346,7 +1349,7 @@ def ask(args):
         raise ValueError(f"指令太长：套上格式有 {length} 个词元，模型的上下文长度只有 {config['context_length']}")
     settings = FINETUNE_SETTINGS["mini" if config["emb_dim"] < 768 else "default"]
     print(f"模型　{path}")
-    print(generate_response(model.to(device).eval(), tokenizer, entry, device, settings["max_new_tokens"]))
+    print(generate_response(model.to(device).eval(), tokenizer, entry, device, settings["max_new_tokens"], HEADER if settings["mask"] else ""))
 
 
 if __name__ == "__main__":

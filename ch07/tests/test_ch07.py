@@ -241,7 +241,7 @@ def test_mask_keeps_the_response_only(main_script, tokenizer):
     plain, _ = main_script.custom_collate_fn([dataset[i] for i in range(20)])
     assert torch.equal(inputs, plain)
     for entry, target in zip(entries, targets):
-        assert tokenizer.decode(target[target != -100].tolist()) == f"\n\n### Response:\n{entry['output']}<|endoftext|>"
+        assert tokenizer.decode(target[target != -100].tolist()) == f"{entry['output']}<|endoftext|>"
 
 
 # ---- 自带的数据 ----
