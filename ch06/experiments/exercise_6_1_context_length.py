@@ -677,7 +677,8 @@ def finetune(args, title, max_length=None, trainable=None, wrap=None):
     print(f"【{title}】每批 ({BATCH_SIZE}, {max_length})，训练 {count:,} 个参数，{num_epochs} 轮")
 
     torch.manual_seed(args.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=True)
+    fused = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 4)  # 旧版 PyTorch 在 CPU 上没有它
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=fused)
     began = time.monotonic()
     train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER)
     seconds = time.monotonic() - began
