@@ -764,5 +764,5 @@ def test_from_a_fresh_clone(tmp_path):
     assert "先训练一个" in result.stdout and str(tmp_path / "ch05" / "outputs" / "gpt_mini.pth") in result.stdout
     before, after = (float(number) for number in re.findall(r"测试 ([\d.]+)%", result.stdout)[-2:])
     assert 30 < before < 70 and after >= 93, result.stdout
-    again = run(tmp_path / "ch06" / "main" / "gpt_class_finetune.py", "--text", "WINNER! Call now to claim your free prize", "--device", "cpu", cwd=tmp_path)
+    again = run(tmp_path / "ch06" / "main" / "gpt_class_finetune.py", "--text", "Congratulations! You have won a new phone. Call 08081 570211 now to claim it", "--device", "cpu", cwd=tmp_path)
     assert again.returncode == 0 and re.search(r"^spam　", again.stdout, re.M), again.stdout + again.stderr
