@@ -610,15 +610,16 @@ class PromptDataset(Dataset):
         data (list[dict]): 指令数据
         tokenizer: 分词器
         style (str): STYLES 里的一种格式
+        with_title (bool): 回答前面的标题算不算提示词；书上不算，标题也要模型学着写
     """
 
-    def __init__(self, data, tokenizer, style="alpaca"):
+    def __init__(self, data, tokenizer, style="alpaca", with_title=False):
         self.instruction_lengths, self.encoded_texts = [], []
         format_function, title = STYLES[style]
         for entry in data:
             instruction_plus_input = format_function(entry)
             self.encoded_texts.append(tokenizer.encode(instruction_plus_input + title + entry["output"]))
-            self.instruction_lengths.append(len(tokenizer.encode(instruction_plus_input)))
+            self.instruction_lengths.append(len(tokenizer.encode(instruction_plus_input + title * with_title)))
 
     def __getitem__(self, index):
         """取一条。
@@ -733,7 +734,7 @@ def answer(model, common, entry, style="alpaca"):
     return common.tokenizer.decode(idx[0, len(prompt) :].tolist()).strip()
 
 
-def finetune(common, title, style="alpaca", collate=None, train_data=None, steps=None, wrap=None):
+def finetune(common, title, style="alpaca", collate=None, with_title=True, train_data=None, steps=None, wrap=None):
     """从同一份权重、同一个种子开始，微调一次，再考没见过的题。每个练习只改后面几个参数中的一个，结果的差别就只来自它。
 
     参数:
@@ -741,6 +742,7 @@ def finetune(common, title, style="alpaca", collate=None, train_data=None, steps
         title (str): 这一次叫什么，印在结果前面
         style (str): 提示词的格式
         collate (callable 或 None): 怎样凑成一批；None 表示 collate_batch，遮不遮提示词按这种规模的默认
+        with_title (bool): 遮提示词时，连不连标题一起遮
         train_data (list 或 None): 用哪些训练数据；None 表示全部
         steps (int 或 None): 训练几步；None 表示由轮数决定
         wrap (callable 或 None): 训练之前改一改模型；None 表示不改
@@ -751,9 +753,10 @@ def finetune(common, title, style="alpaca", collate=None, train_data=None, steps
     """
     settings, device = common.settings, common.device
     collate = partial(collate or partial(collate_batch, mask=settings["mask"]), device=device)
-    train_set = PromptDataset(train_data or common.train_data, common.tokenizer, style)
+    # 连标题也遮，与 gpt_instruction_finetuning.py 的 mini 相同：答案只有两三个词元，标题有六个，不遮就分走了力气。
+    train_set = PromptDataset(train_data or common.train_data, common.tokenizer, style, with_title)
     train_loader = DataLoader(train_set, common.batch_size, shuffle=True, drop_last=True, num_workers=0, collate_fn=collate)
-    val_set = PromptDataset(common.val_data, common.tokenizer, style)
+    val_set = PromptDataset(common.val_data, common.tokenizer, style, with_title)
     val_loader = DataLoader(val_set, common.batch_size, num_workers=0, collate_fn=collate)
     torch.manual_seed(common.seed)
     model = GPTModel(common.config)

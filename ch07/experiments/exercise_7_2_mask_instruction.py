@@ -603,13 +603,13 @@ STYLES = {"alpaca": (format_input, "\n\n### Response:\n"), "phi3": (format_input
 class PromptDataset(Dataset):
     """InstructionDataset，但可以选提示词的格式，并且记下提示词有多长（遮住提示词时要用）。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
 
-    def __init__(self, data, tokenizer, style="alpaca"):
+    def __init__(self, data, tokenizer, style="alpaca", with_title=False):
         self.instruction_lengths, self.encoded_texts = [], []
         format_function, title = STYLES[style]
         for entry in data:
             instruction_plus_input = format_function(entry)
             self.encoded_texts.append(tokenizer.encode(instruction_plus_input + title + entry["output"]))
-            self.instruction_lengths.append(len(tokenizer.encode(instruction_plus_input)))
+            self.instruction_lengths.append(len(tokenizer.encode(instruction_plus_input + title * with_title)))
 
     def __getitem__(self, index):
         return self.instruction_lengths[index], self.encoded_texts[index]
@@ -680,13 +680,13 @@ def answer(model, common, entry, style="alpaca"):
     return common.tokenizer.decode(idx[0, len(prompt) :].tolist()).strip()
 
 
-def finetune(common, title, style="alpaca", collate=None, train_data=None, steps=None, wrap=None):
+def finetune(common, title, style="alpaca", collate=None, with_title=True, train_data=None, steps=None, wrap=None):
     """从同一份权重、同一个种子开始，微调一次，再考没见过的题。每个练习只改后面几个参数中的一个，结果的差别就只来自它。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
     settings, device = common.settings, common.device
     collate = partial(collate or partial(collate_batch, mask=settings["mask"]), device=device)
-    train_set = PromptDataset(train_data or common.train_data, common.tokenizer, style)
+    train_set = PromptDataset(train_data or common.train_data, common.tokenizer, style, with_title)
     train_loader = DataLoader(train_set, common.batch_size, shuffle=True, drop_last=True, num_workers=0, collate_fn=collate)
-    val_set = PromptDataset(common.val_data, common.tokenizer, style)
+    val_set = PromptDataset(common.val_data, common.tokenizer, style, with_title)
     val_loader = DataLoader(val_set, common.batch_size, num_workers=0, collate_fn=collate)
     torch.manual_seed(common.seed)
     model = GPTModel(common.config)
@@ -876,11 +876,13 @@ def main():
         common = prepare(args)
         print()
         unmasked = finetune(common, "提示词也算损失", collate=partial(custom_collate_fn, mask_instructions=False))
-        masked = finetune(common, "只算回答的损失", collate=custom_collate_fn)
+        masked = finetune(common, "遮住提示词", collate=custom_collate_fn, with_title=False)
+        # 书上只遮提示词，"### Response:" 仍要学。mini 的答案只有两三个词元，标题有六个，再比一比连它也遮住。
+        results = [unmasked, masked] + ([finetune(common, "连标题也遮住", collate=custom_collate_fn)] if common.settings["mask"] else [])
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print_table([unmasked, masked])
-    print("　两行的损失不能直接比：一行是全部词元的平均，一行只是回答的平均。能比的只有答对多少")
+    print_table(results)
+    print("　各行的损失不能直接比：算平均的词元不同，标题那几个最容易。能比的只有答对多少")
 
     print("\n学到什么")
     print("　　遮住提示词，每一步的梯度都来自回答，而且输出层要算的位置少得多；不遮，等于顺便做一点预训练。")

@@ -697,13 +697,13 @@ STYLES = {"alpaca": (format_input, "\n\n### Response:\n"), "phi3": (format_input
 class PromptDataset(Dataset):
     """InstructionDataset，但可以选提示词的格式，并且记下提示词有多长（遮住提示词时要用）。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
 
-    def __init__(self, data, tokenizer, style="alpaca"):
+    def __init__(self, data, tokenizer, style="alpaca", with_title=False):
         self.instruction_lengths, self.encoded_texts = [], []
         format_function, title = STYLES[style]
         for entry in data:
             instruction_plus_input = format_function(entry)
             self.encoded_texts.append(tokenizer.encode(instruction_plus_input + title + entry["output"]))
-            self.instruction_lengths.append(len(tokenizer.encode(instruction_plus_input)))
+            self.instruction_lengths.append(len(tokenizer.encode(instruction_plus_input + title * with_title)))
 
     def __getitem__(self, index):
         return self.instruction_lengths[index], self.encoded_texts[index]
@@ -774,13 +774,13 @@ def answer(model, common, entry, style="alpaca"):
     return common.tokenizer.decode(idx[0, len(prompt) :].tolist()).strip()
 
 
-def finetune(common, title, style="alpaca", collate=None, train_data=None, steps=None, wrap=None):
+def finetune(common, title, style="alpaca", collate=None, with_title=True, train_data=None, steps=None, wrap=None):
     """从同一份权重、同一个种子开始，微调一次，再考没见过的题。每个练习只改后面几个参数中的一个，结果的差别就只来自它。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
     settings, device = common.settings, common.device
     collate = partial(collate or partial(collate_batch, mask=settings["mask"]), device=device)
-    train_set = PromptDataset(train_data or common.train_data, common.tokenizer, style)
+    train_set = PromptDataset(train_data or common.train_data, common.tokenizer, style, with_title)
     train_loader = DataLoader(train_set, common.batch_size, shuffle=True, drop_last=True, num_workers=0, collate_fn=collate)
-    val_set = PromptDataset(common.val_data, common.tokenizer, style)
+    val_set = PromptDataset(common.val_data, common.tokenizer, style, with_title)
     val_loader = DataLoader(val_set, common.batch_size, num_workers=0, collate_fn=collate)
     torch.manual_seed(common.seed)
     model = GPTModel(common.config)
