@@ -231,7 +231,7 @@ def test_loss_skips_ignored_positions(main_script, tokenizer):
         loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
         loss.backward()
         assert all(torch.allclose(a, p.grad, atol=1e-6) for a, p in zip(grads, model.parameters()))
-        assert main_script.calc_loss_batch(inputs, targets, model, CPU).item() == pytest.approx(loss.item(), abs=1e-6)
+        assert main_script.calc_loss_batch(inputs, targets, model, CPU).item() == pytest.approx(loss.item(), abs=1e-5)  # float32 在 10.9 附近，相邻两个数就差 1e-6
 
 
 def test_mask_keeps_the_response_only(main_script, tokenizer):
