@@ -168,7 +168,7 @@ except (ValueError, OSError) as error:
 print(f"【7.2】{path}\n【7.2】Number of entries（条数）: {len(data)}")
 
 # 三样东西：要做什么（instruction）、对什么做（input，可以没有）、应当怎样回答（output）。
-# 自带的数据多一个 rule，记着这条是按哪条规则造的；提示词里用不到它，打分时才用。
+# 自带的数据多出 rule 和 item，记着按哪条规则造的、问的是什么；提示词里用不到它们，打分时才用。
 print(f"【7.2】Example entry:\n {data[50 % len(data)]}")
 print(f"【7.2】Another example entry:\n {data[999 % len(data)]}")
 without_input = sum(not entry["input"] for entry in data)
@@ -177,7 +177,7 @@ print(f"【7.2】没有 input 的有 {without_input} 条：要处理的东西写
 
 # %% 7.2.2　套上格式：Alpaca 格式
 # 模型只会接着写。要让它知道哪里是指令、哪里该轮到自己，就得用固定的记号隔开：### Instruction:、### Input:、### Response:。
-# 记号本身没有魔力，用别的也行（习题 7.1 换成 Phi-3 的）；要紧的是训练时用什么，提问时就用什么，差一个换行都可能答非所问。
+# 记号本身没有魔力，用别的也行（练习 7.1 换成 Phi-3 的）；要紧的是训练时用什么，提问时就用什么，差一个换行都可能答非所问。
 def show(entry):
     """印出一条完整的训练样本：提示词加上想要的回答。
 
@@ -190,7 +190,7 @@ def show(entry):
 
 
 print("\n【7.2】有 input 的一条：")
-show(data[50 % len(data)])
+show(next((entry for entry in [data[50 % len(data)], *data] if entry["input"]), data[0]))
 print("\n【7.2】没有 input 的一条，### Input: 整段都省了，不是留一个空的标题：")
 show(next((entry for entry in [data[999 % len(data)], *data] if not entry["input"]), data[0]))
 
