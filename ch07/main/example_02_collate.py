@@ -174,7 +174,7 @@ def custom_collate_draft_1(batch, pad_token_id=50256, device="cpu"):
 
 draft_1 = custom_collate_draft_1(batch)
 print(f"\n【7.3】第一稿，输入　{tuple(draft_1.shape)}　(b, t)\n{draft_1}")
-# 只补到这一批里最长的。另一批最长的是 70，那一批就补到 70：批与批不必一样长，省下许多白算的填充（习题 6.1 量过补太长的害处）。
+# 只补到这一批里最长的。另一批最长的是 70，那一批就补到 70：批与批不必一样长，省下许多白算的填充（练习 6.1 量过补太长的害处）。
 
 
 # %% 7.3.3　第二步，错开一位：custom_collate_draft_2
@@ -248,7 +248,7 @@ print(f"【7.3】每个位置各自的损失　{losses.tolist()}")
 real, padding = custom_collate_fn(list(dataset))
 lengths = (padding != -100).sum(dim=1)  # (b,)
 print(f"\n【7.3】真的两条样本凑成一批　{tuple(real.shape)}　(b, t)；每条算损失的位置 {lengths.tolist()}，不算的 {(padding == -100).sum(dim=1).tolist()}")
-# 还可以再进一步：把指令部分的目标也换成 -100，只让模型学回答。书上说效果各有各的说法，习题 7.2 量了一次。
+# 还可以再进一步：把指令部分的目标也换成 -100，只让模型学回答。书上说效果各有各的说法，练习 7.2 量了一次。
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
