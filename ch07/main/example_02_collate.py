@@ -248,7 +248,7 @@ print(f"【7.3】每个位置各自的损失　{losses.tolist()}")
 real, padding = custom_collate_fn(list(dataset))
 lengths = (padding != -100).sum(dim=1)  # (b,)
 print(f"\n【7.3】真的两条样本凑成一批　{tuple(real.shape)}　(b, t)；每条算损失的位置 {lengths.tolist()}，不算的 {(padding == -100).sum(dim=1).tolist()}")
-# 还可以再进一步：把指令部分的目标也换成 -100，只让模型学回答。书上说效果各有各的说法，练习 7.2 量了一次。
+# 还可以再进一步：把指令部分的目标也换成 -100，只让模型学回答。这样好不好，各家说法不一，练习 7.2 量了一次。
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
