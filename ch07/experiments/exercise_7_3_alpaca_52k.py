@@ -549,7 +549,7 @@ URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/01_ma
 
 SETTINGS = {
     "default": {"learning_rate": 5e-5, "num_epochs": 2, "mask": False, "warmup": 0, "max_new_tokens": 64},
-    "mini": {"learning_rate": 1.5e-3, "num_epochs": 16, "mask": True, "warmup": 50, "max_new_tokens": 16},
+    "mini": {"learning_rate": 1.5e-3, "num_epochs": 8, "mask": True, "warmup": 50, "max_new_tokens": 24},
 }
 
 
@@ -719,7 +719,7 @@ def exercise_parser(description):
     parser.add_argument("--size", choices=SIZES, default="mini", help="从哪种规模开始（默认：mini，没有就先训练一个；书上是 355M）")
     parser.add_argument("--from-file", type=Path, help="从这个权重文件开始")
     parser.add_argument("--data", type=Path, help="指令数据，JSON（默认：mini 用自带的 instructions.json，别的规模用找到的原书数据）")
-    parser.add_argument("--epochs", type=int, help="每次训练几轮（默认：mini 16；其余 2，与原书相同）")
+    parser.add_argument("--epochs", type=int, help="每次训练几轮（默认：mini 8；其余 2，与原书相同）")
     parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
     parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123，与原书相同）")
     parser.add_argument("--quick", action="store_true", help="只用几十条训练 1 轮，看看流程；这时的准确率没有意义")
