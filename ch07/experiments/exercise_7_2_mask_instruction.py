@@ -8,7 +8,7 @@
 运行：
     python ch07/experiments/exercise_7_2_mask_instruction.py
     python ch07/experiments/exercise_7_2_mask_instruction.py --size 355M     # 书上的那次：先 python setup/download.py gpt2-355M instruction-data
-    mini 约 21 分钟，1.3 GB（1 核 CPU，由 15 步的 CPU 时间推算）；--quick 约 10 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
+    mini 约 15 分钟，1.5 GB（只用 1 个核）；--quick 约 10 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
 """
 
 import argparse
@@ -69,7 +69,7 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
         padded = new_item + [pad_token_id] * (batch_max_length - len(new_item))
         inputs = torch.tensor(padded[:-1])  # (t,)
         targets = torch.tensor(padded[1:])  # (t,)
-        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,)　只有一个时是 ()
+        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,) 或 ()　只有一个时没有维度
         if indices.numel() > 1:
             targets[indices[1:]] = ignore_index
         if mask_instructions:  # 改：不遮时，与书里正文的做法完全相同
@@ -877,7 +877,7 @@ def main():
         print()
         unmasked = finetune(common, "提示词也算损失", collate=partial(custom_collate_fn, mask_instructions=False))
         masked = finetune(common, "遮住提示词", collate=custom_collate_fn, with_title=False)
-        # 书上只遮提示词，"### Response:" 仍要学。mini 的答案只有两三个词元，标题有六个，再比一比连它也遮住。
+        # 书上只遮提示词，"### Response:" 仍要学。mini 的一句回答平均 7.5 个词元，标题有 6 个，再比一比连它也遮住。
         results = [unmasked, masked] + ([finetune(common, "连标题也遮住", collate=custom_collate_fn)] if common.settings["mask"] else [])
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -8,7 +8,7 @@
 运行：
     python ch07/experiments/exercise_7_4_lora.py
     python ch07/experiments/exercise_7_4_lora.py --size 355M     # 书上的那次：先 python setup/download.py gpt2-355M instruction-data
-    mini 约 13 分钟，1.1 GB（1 核 CPU，由 15 步的 CPU 时间推算）；--quick 约 10 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
+    mini 约 6 分钟，1.1 GB（只用 1 个核）；--quick 约 10 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
 """
 
 import argparse
@@ -631,7 +631,7 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
         padded = new_item + [pad_token_id] * (batch_max_length - len(new_item))
         inputs = torch.tensor(padded[:-1])  # (t,)
         targets = torch.tensor(padded[1:])  # (t,)
-        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,)
+        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,) 或 ()
         if indices.numel() > 1:
             targets[indices[1:]] = ignore_index
         if allowed_max_length is not None:
@@ -639,7 +639,7 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
             targets = targets[:allowed_max_length]
         inputs_lst.append(inputs)
         targets_lst.append(targets)
-    return torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)  # (b, t)
+    return torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)  # (b, t)，(b, t)
 
 
 def split_data(data):

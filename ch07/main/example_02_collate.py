@@ -65,7 +65,7 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
         padded = new_item + [pad_token_id] * (batch_max_length - len(new_item))
         inputs = torch.tensor(padded[:-1])  # (t,)
         targets = torch.tensor(padded[1:])  # (t,)
-        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,)
+        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,) 或 ()
         if indices.numel() > 1:
             targets[indices[1:]] = ignore_index
         if allowed_max_length is not None:
@@ -73,7 +73,7 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
             targets = targets[:allowed_max_length]
         inputs_lst.append(inputs)
         targets_lst.append(targets)
-    return torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)  # (b, t)
+    return torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)  # (b, t)，(b, t)
 
 
 # endregion

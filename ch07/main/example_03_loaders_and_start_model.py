@@ -101,7 +101,7 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
         padded = new_item + [pad_token_id] * (batch_max_length - len(new_item))
         inputs = torch.tensor(padded[:-1])  # (t,)
         targets = torch.tensor(padded[1:])  # (t,)
-        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,)
+        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,) 或 ()
         if indices.numel() > 1:
             targets[indices[1:]] = ignore_index
         if allowed_max_length is not None:
@@ -109,7 +109,7 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
             targets = targets[:allowed_max_length]
         inputs_lst.append(inputs)
         targets_lst.append(targets)
-    return torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)  # (b, t)
+    return torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)  # (b, t)，(b, t)
 
 
 def split_data(data):
@@ -563,7 +563,7 @@ def calc_loss_batch(input_batch, target_batch, model, device):
     """一批数据的损失：模型给正确的下一个词元的概率，取负对数，再对所有位置求平均。（详解见 ch05/main/gpt_train.py）"""
     input_batch, target_batch = input_batch.to(device), target_batch.to(device)
     logits = model(input_batch)  # (b, t, V)
-    return nn.functional.cross_entropy(logits.flatten(0, 1), target_batch.flatten())  # (b·t, V)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), target_batch.flatten())  # (b·t, V)，(b·t,)
 
 
 def calc_loss_loader(data_loader, model, device, num_batches=None):

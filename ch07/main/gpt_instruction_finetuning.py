@@ -10,7 +10,7 @@
     python ch07/main/gpt_instruction_finetuning.py --ask "What is the opposite of hot?"   # 问微调好的模型一句
     python ch07/main/gpt_instruction_finetuning.py --resume                               # 中断之后接着训练，结果与没断过逐位相同
     python ch07/main/gpt_instruction_finetuning.py --size 355M                            # 书上的那次微调；先下载：python setup/download.py gpt2-355M instruction-data
-    mini 约 3 分半，0.9 GB（2 核 CPU）；没有 ch05 训练的 mini 时，另加一两分钟先训练它
+    mini 约 2 分半，1.0 GB（2 核 CPU）；没有 ch05 训练的 mini 时，另加一两分钟先训练它
 
 从哪份权重开始（总会打印出来）：
     --from-file 文件　　就用它
@@ -238,7 +238,7 @@ class GPTModel(nn.Module):
         x = self.final_norm(x)
         if keep is not None:
             x = x[keep]  # (n, d)　改：-100 的位置不算损失，也就不必算 logits；mini 八成的计算都在输出层里，数字不变，快两倍多
-        return self.out_head(x)  # (b, t, V)，给了 keep 就是 (n, V)
+        return self.out_head(x)  # (b, t, V) 或 (n, V)　给了 keep 就是后一种
 
 
 # endregion
