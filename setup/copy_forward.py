@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REGION = re.compile(r"^# region (沿用|改写) (\S+\.py): (.+)$")
-SHAPE = re.compile(r"#\s*(\([^()]*\)(?:\s*→\s*\([^()]*\))*)")  # 行尾的形状注释，如 # (b, t, d) → (b, h, t, k)
+SHAPE = re.compile(r"#\s*(\([^()]*\)(?:\s*(?:→|，|或)\s*\([^()]*\))*)")  # 行尾的形状注释，如 # (b, t, d) → (b, h, t, k)、# (n,) 或 ()
 
 
 def scripts():

@@ -6,7 +6,8 @@ MPS（Metal Performance Shaders）是 PyTorch 在苹果芯片上使用 GPU 的�
 运行：
     python setup/device_check.py                 # 找到了什么、选了哪个、有多快
     python setup/device_check.py --device mps    # 只看某一个；没有它就报错，不会悄悄换成 CPU
-    约 4 秒，0.5 GB（2 核 CPU）
+    python setup/device_check.py --doctor        # 算得对不对：每章的组件都查一遍，逐项建议用哪个设备
+    约 4 秒，0.5 GB（2 核 CPU）；--doctor 约 15 秒
 """
 
 import argparse
@@ -199,6 +200,7 @@ def main():
     safe_console()
     parser = ChineseParser("设备检查：找到了什么、选了哪个、有多快")
     parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
+    parser.add_argument("--doctor", action="store_true", help="查每章的组件算得对不对、多快，逐项给建议；有算错的，退出码是 1")
     args = parser.parse_args()
     try:
         device = pick_device(args.device)
@@ -206,6 +208,12 @@ def main():
         parser.error(str(error))
 
     memory = total_memory()
+    # 有 GPU 时也查 CPU，好比较；点名时只看点名的。
+    devices = [device] if args.device != "auto" or device.type == "cpu" else [device, torch.device("cpu")]
+    if args.doctor:
+        from doctor import examine  # 用到才导入：它要导入每一章的脚本
+
+        sys.exit(0 if examine(devices, synchronize, memory) else 1)
     print("找到了什么")
     print(f"  系统　 {platform.system()} {platform.machine()}，Python {platform.python_version()}，PyTorch {torch.__version__}")
     print(f"  CPU　　{os.cpu_count()} 核，PyTorch 用 {torch.get_num_threads()} 个线程" + (f"，内存 {memory:.1f} GB" if memory else ""))
@@ -215,8 +223,6 @@ def main():
     print(f"\n选了哪个：{device}（{'你点名要的' if args.device != 'auto' else why[device.type]}）")
 
     print("\n有多快")
-    # 有 GPU 时也测 CPU，好比较；点名时只测点名的。
-    devices = [device] if args.device != "auto" or device.type == "cpu" else [device, torch.device("cpu")]
     for each in devices:
         speed, step = measure_speed(each)
         print(f"  {each.type:<5} 矩阵乘法 {speed:8,.0f} GFLOP/s　训练一步 {step:7.1f} 毫秒（一层前馈网络，1024 个词元）")

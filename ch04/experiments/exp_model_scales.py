@@ -1,0 +1,447 @@
+"""第 4 章 · 实验　同样多的参数，要深还是要宽？
+
+问题：　层数和宽度怎样决定参数、内存和速度？块里参数相同的"深而窄"和"浅而宽"，哪个快？
+先猜：　宽度翻倍，参数变几倍？层数翻倍呢？2 层 × 512 维、8 层 × 256 维、32 层 × 128 维，块里参数一样多，哪个快？（先想 10 秒，再运行）
+看点：　① 块里的参数约是 12 × 层数 × d²：宽度的平方，层数的一次方；② 参数相同，运算次数也几乎相同，速度却可以差好几倍；
+        ③ 训练要的内存，是权重的 4 倍，激活值还没算；④ 按这台机器的速度，训练 GPT-2 要多久。
+动手改：1. --tokens 16：每层的活太少，深而窄的更吃亏：时间花在一层层地"开工"上，不在运算上。
+        2. --tokens 1024：活多了，几种形状的差距缩小。
+        3. 把 SHAPES 里的 (32, 128) 换成 (128, 64)：块里参数仍然一样多，还要慢。
+
+运行：
+    python ch04/experiments/exp_model_scales.py               # 图片写到 ch04/outputs/
+    python ch04/experiments/exp_model_scales.py --quick
+    约 N 秒，N GB（2 核 CPU）
+
+形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
+"""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+# 词表取得很小：50257 的词表会让输出层盖过一切，看不出块的形状有什么影响。
+BASE = {"vocab_size": 512, "context_length": 1024, "drop_rate": 0.0, "qkv_bias": False}
+SHAPES = [(2, 512), (8, 256), (32, 128)]  # 层数、d；块里的参数都约是 12 × 524,288
+GRID = [(layers, emb_dim) for layers in (2, 8, 32) for emb_dim in (128, 256, 512)]
+GPT2 = {"small": (12, 768), "medium": (24, 1024), "large": (36, 1280), "xl": (48, 1600)}
+
+
+# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
+            GELU(),
+            nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
+# endregion
+
+
+def build(layers, emb_dim, device, vocab_size=BASE["vocab_size"]):
+    """建一个模型，每个头 64 维。
+
+    参数:
+        layers (int): 层数
+        emb_dim (int): 嵌入维度 d
+        device (str 或 torch.device): 建在哪里；"meta" 只有形状，用来数参数
+        vocab_size (int): 词表大小
+
+    返回:
+        GPTModel: 模型
+
+    异常:
+        ValueError: d 不能被 64 整除
+    """
+    if emb_dim % 64 != 0:
+        raise ValueError(f"d = {emb_dim} 不能被 64 整除，无法分成每个 64 维的头")
+    torch.manual_seed(123)
+    with torch.device(device):
+        return GPTModel(BASE | {"vocab_size": vocab_size, "n_layers": layers, "emb_dim": emb_dim, "n_heads": emb_dim // 64})
+
+
+def flops_per_token(layers, emb_dim, t, vocab_size):
+    """前向传播时，每个词元要几次运算（乘和加各算一次）；推导见 exp_flops_and_params.py。
+
+    参数:
+        layers (int): 层数
+        emb_dim (int): 嵌入维度
+        t (int): 序列长度
+        vocab_size (int): 词表大小
+
+    返回:
+        int: 次数
+    """
+    return layers * (24 * emb_dim**2 + 4 * t * emb_dim) + 2 * vocab_size * emb_dim
+
+
+class Trainer:
+    """一种形状的模型，连同它的优化器：能做一次推理，也能做一步训练。
+
+    参数:
+        layers (int): 层数
+        emb_dim (int): 嵌入维度
+        idx (Tensor): 输入，(b, t)；目标也用它，只看快慢
+        device (torch.device): 在哪里算
+    """
+
+    def __init__(self, layers, emb_dim, idx, device):
+        self.model, self.idx = build(layers, emb_dim, device), idx
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.train()  # 走一步，梯度和 AdamW 的动量才真的占上内存
+
+    def forward(self):
+        """推理一次。
+
+        返回:
+            Tensor: 最后一个词元的编号，用 item 取它，才等到 GPU 算完
+        """
+        with torch.no_grad():
+            return self.model(self.idx)[0, -1].argmax()
+
+    def train(self):
+        """训练一步。
+
+        返回:
+            Tensor: 损失
+        """
+        loss = nn.functional.cross_entropy(self.model(self.idx).flatten(0, 1), self.idx.flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def nbytes(self):
+        """真的去量：权重、梯度、AdamW 的两份动量，一共多少字节。
+
+        返回:
+            int: 字节数，不含激活值
+        """
+        parameters = list(self.model.parameters())
+        states = [value for state in self.optimizer.state.values() for value in state.values() if value.ndim]  # 步数只有一个数，不算
+        return sum(tensor.nbytes for tensor in [*parameters, *[p.grad for p in parameters], *states])
+
+
+def draw(results, path):
+    """左：参数和速度；右：参数和每秒运算次数，同样多的参数，形状不同，速度不同。
+
+    参数:
+        results (dict): （层数，d）→ {"params", "train", "gflops"}
+        path (Path): 图片写到哪里
+    """
+    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    from matplotlib.ticker import NullFormatter
+
+    def plain(axis):
+        low, high = axis.get_view_interval()  # 对数刻度默认写成 10 的几次方；跨度不到十倍时，连小刻度也标上
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+
+    chinese = use_chinese_font()
+    figure, axes = plt.subplots(1, 2, figsize=(8.8, 3.8), layout="constrained")
+    titles = [("训练：词元/秒", "training: tokens/s"), ("训练：每秒多少十亿次运算", "training: GFLOP/s")]
+    for axis, key, (title, english) in zip(axes, ("train", "gflops"), titles):
+        for layers in sorted({layers for layers, _ in results}):
+            points = [(each["params"] / 1e6, each[key]) for shape, each in results.items() if shape[0] == layers]
+            axis.plot(*zip(*points), marker="o", label=f"{layers} 层" if chinese else f"{layers} layers")
+        for (_, emb_dim), each in results.items():
+            axis.annotate(emb_dim, (each["params"] / 1e6, each[key]), textcoords="offset points", xytext=(5, 4), fontsize=7, color="gray")
+        axis.set_xscale("log")
+        axis.set_xlabel("参数，百万个（点旁是 d）" if chinese else "parameters, millions (label: d)")
+        axis.set_title(title if chinese else english, fontsize=10)
+        axis.margins(x=0.1, y=0.1)
+        plain(axis.xaxis)
+    axes[0].set_yscale("log")
+    plain(axes[0].yaxis)
+    axes[0].legend(fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/device_check.py: pick_device
+def pick_device(name="auto"):
+    """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
+    available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, found in available.items() if found)
+    if name not in available:
+        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
+    if not available[name]:
+        usable = "、".join(device for device, found in available.items() if found)
+        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    return torch.device(name)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def main():
+    """每种形状量参数、内存、速度，再推算 GPT-2 的四种规模。"""
+    safe_console()
+    parser = ChineseParser("实验　同样多的参数，要深还是要宽")
+    parser.add_argument("--tokens", type=int, default=256, help="序列长度 t（默认：256）")
+    parser.add_argument("--rounds", type=int, default=3, help="轮流量几遍，取中位数（默认：3）")
+    parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu）")
+    parser.add_argument("--quick", action="store_true", help="只量块里参数相同的三种形状，序列缩短到 64")
+    args = parser.parse_args()
+    for name, high in [("tokens", BASE["context_length"]), ("rounds", 100)]:
+        if not 1 <= getattr(args, name) <= high:
+            parser.error(f"--{name} 应在 1 到 {high} 之间，不能是 {getattr(args, name)}")
+    t = min(args.tokens, 64) if args.quick else args.tokens
+    print(f"批大小 1，序列 {t} 个词元，每个头 64 维，词表 {BASE['vocab_size']}", flush=True)
+    try:
+        device = pick_device(args.device)
+        idx = torch.randint(BASE["vocab_size"], (1, t)).to(device)  # (b, t)
+        trainers = {shape: Trainer(*shape, idx, device) for shape in (SHAPES if args.quick else dict.fromkeys([*GRID, *SHAPES]))}
+    except ValueError as error:
+        parser.error(str(error))
+
+    seconds = {shape: {"forward": [], "train": []} for shape in trainers}
+    for _ in tqdm(range(args.rounds), desc="轮流量", unit="轮", leave=False):
+        for shape, trainer in trainers.items():
+            for kind in ("forward", "train"):
+                start = time.perf_counter()
+                getattr(trainer, kind)().item()
+                seconds[shape][kind].append(time.perf_counter() - start)
+
+    print("\n层数     d        参数  块里参数  训练占内存 MB  推理 词元/秒  训练 词元/秒  训练 十亿次/秒")
+    results = {}
+    for (layers, emb_dim), trainer in trainers.items():
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        in_blocks = sum(p.numel() for p in trainer.model.trf_blocks.parameters())
+        forward, train = (t / sorted(values)[len(values) // 2] for values in seconds[layers, emb_dim].values())
+        gflops = 3 * flops_per_token(layers, emb_dim, t, BASE["vocab_size"]) * train / 1e9  # 前向一份，反向两份
+        results[layers, emb_dim] = {"params": parameters, "blocks": in_blocks, "bytes": trainer.nbytes(), "forward": forward, "train": train, "gflops": gflops}
+        print(f"{layers:4}{emb_dim:6}{parameters:12,}{in_blocks / 12 / layers / emb_dim**2:6.3f} × 12Ld²{trainer.nbytes() / 2**20:9.1f}{forward:14,.0f}{train:14,.0f}{gflops:14.1f}")
+    draw(results, OUTPUTS / "model_scales.png")
+    print(f"图片已写到 {OUTPUTS / 'model_scales.png'}")
+
+    peak = max(each["gflops"] for each in results.values())
+    print(f"\nGPT-2 的四种规模（数参数在 meta 上，不占内存；用时按这次最快的 {peak:.0f} 十亿次/秒推算，是个乐观的估计）")
+    totals = {}
+    for name, (layers, emb_dim) in GPT2.items():
+        totals[name] = sum(p.numel() for p in build(layers, emb_dim, "meta", vocab_size=50257).parameters())
+        step = 3 * flops_per_token(layers, emb_dim, 1024, 50257)
+        weights, cache = totals[name] * 4 / 2**30, 2 * layers * 1024 * emb_dim * 4 / 2**20
+        print(f"  {name.ljust(6)} {totals[name]:>13,} 个　推理 {weights:4.1f} GB　训练 {4 * weights:4.1f} GB 加激活值　KV 缓存 {cache:4.0f} MB（1024 个词元）　训练 {peak * 1e9 / step:6.1f} 词元/秒")
+
+    print("\n所以（都是这一次量的）：")
+    same = {shape: results[shape] for shape in SHAPES if shape in results}
+    fastest, slowest = max(same, key=lambda shape: same[shape]["train"]), min(same, key=lambda shape: same[shape]["train"])
+    ratio = same[fastest]["train"] / same[slowest]["train"]
+    print(f"  块里参数几乎相同的三种形状，训练最快的是 {fastest[0]} 层 × {fastest[1]}，是最慢的 {slowest[0]} 层 × {slowest[1]} 的 {ratio:.1f} 倍。")
+    if fastest[0] < slowest[0]:
+        print("  浅而宽的快：矩阵大，每次调用干的活多；深而窄的要一层等一层，许多时间花在开工上。可是学得好不好是另一回事：GPT-2 加大时，深度和宽度是一起加的。")
+    else:
+        print("  这一次浅而宽的并不快：换长一点的序列再试，或者机器正忙。")
+    days = 9e9 / (peak * 1e9 / (3 * flops_per_token(12, 768, 1024, 50257))) / 86400
+    print(f"  GPT-2 的训练文本有 40 GB，粗略算 90 亿个词元：只看一遍，small 在这台机器上要 {days:,.0f} 天。")
+
+    print("\n这个数字对吗？")
+    worst = max(abs(each["blocks"] / (12 * layers * emb_dim**2) - 1) for (layers, emb_dim), each in results.items())
+    confirm(f"块里的参数约是 12 × 层数 × d²（最多差 {worst:.1%}，差的是偏置和归一化）", worst < 0.02, "前馈网络不是 4 倍，或多了 Q、K、V 的偏置")
+    confirm("训练占的内存正好是权重的 4 倍：权重、梯度、两份动量，每个参数 16 字节", all(each["bytes"] == 16 * each["params"] for each in results.values()), "精度不是 float32，或优化器不是 AdamW")
+    counts = [each["blocks"] for each in same.values()]
+    confirm(f"三种形状，块里的参数相差不到 2%（{min(counts):,} 到 {max(counts):,}）", max(counts) / min(counts) < 1.02, "层数 × d² 不相等，比的就不只是形状了")
+    confirm("small 与 xl 的参数与练习 4.2 相同：163,009,536 和 1,637,792,000", (totals["small"], totals["xl"]) == (163009536, 1637792000), "配置抄错了")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""第 4 章 · 实验　叠到 64 层，梯度还剩多少？
+
+问题：　从 2 层叠到 64 层，第一层收到的梯度是最后一层的几分之几？有没有残差连接、有没有层归一化，各差多少？
+先猜：　每层的梯度打对折，64 层之后剩下 1/2⁶⁴，约 10⁻²⁰。真实的网络比这好，还是更糟？（先想 10 秒，再运行）
+看点：　① 左图的纵轴是 10 的几次方：没有残差，每多一层就乘一个小于 1 的数，一条直线往下掉；② 只加一个加号，线就几乎平了；
+        ③ 前面有层归一化的残差（pre-norm，GPT-2 的做法）：深到 64 层也不消失、不爆炸；④ 右图：真训练一次，掉到底的那些学不动。
+动手改：1. 把 Stack 里的 GELU() 换成 nn.Sigmoid()：没有残差的掉得更快（sigmoid 的斜率最大才 0.25）。
+        2. 把 x = x + out 改成 x = x + 0.1 * out：有残差的各条线更平，几乎贴在 1 上。
+        3. --init 1.7：把各层的初始权重放大 1.7 倍（约等于 He 初始化），没有残差的消失得慢了些；
+           中图里只加残差的更高了：主路上的向量越加越长，梯度也跟着爆炸，归一化正好治它。
+
+运行：
+    python ch04/experiments/exp_shortcut_gradients.py            # 图片写到 ch04/outputs/
+    python ch04/experiments/exp_shortcut_gradients.py --quick
+    约 50 秒，0.4 GB（2 核 CPU）
+
+形状记号：b 批大小　d 每层的宽度
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+KINDS = ["没有残差", "有残差", "残差 + 归一化"]
+ENGLISH = dict(zip(KINDS, ["plain", "shortcut", "shortcut + LayerNorm"]))
+DEPTHS = (2, 4, 8, 16, 32, 64)
+D = 64
+
+
+# region 沿用 ch04/main/gpt.py: LayerNorm, GELU
+class LayerNorm(nn.Module):
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x):
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
+        norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
+        return self.scale * norm_x + self.shift
+
+
+class GELU(nn.Module):
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+# endregion
+
+
+class Stack(nn.Module):
+    """几层 Linear + GELU 叠起来，一层一样宽；可以选要不要残差连接（shortcut connection）和层归一化。
+
+    参数:
+        depth (int): 几层
+        kind (str): KINDS 之一
+        gain (float): 初始权重放大几倍；1 就是 nn.Linear 默认的大小
+
+    形状:
+        输入 (b, d) → 输出 (b, d)
+    """
+
+    def __init__(self, depth, kind, gain=1.0):
+        super().__init__()
+        self.kind = kind
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(D, D), GELU()) for _ in range(depth)])
+        self.norms = nn.ModuleList([LayerNorm(D) for _ in range(depth)])  # 三种都建，随机数的次序才一样；用不用看 kind
+        with torch.no_grad():
+            for layer in self.layers:
+                layer[0].weight.mul_(gain)
+
+    def forward(self, x):
+        """前向传播。
+
+        参数:
+            x (Tensor): (b, d)
+
+        返回:
+            Tensor: (b, d)
+        """
+        for layer, norm in zip(self.layers, self.norms):
+            out = layer(norm(x) if self.kind == "残差 + 归一化" else x)  # (b, d)
+            # y = x + f(x)，dy/dx = 1 + f'(x)：就算 f' 接近 0，连乘里的每一项也接近 1。
+            x = out if self.kind == "没有残差" else x + out
+        return x
+
+
+def gradients(depth, kind, gain):
+    """一次反向传播，各层权重的梯度有多大。
+
+    参数:
+        depth (int): 几层
+        kind (str): KINDS 之一
+        gain (float): 初始权重放大几倍
+
+    返回:
+        list[float]: 各层梯度绝对值的平均，从第一层到最后一层
+    """
+    torch.manual_seed(123)  # 同样深的三种网络，初始权重相同
+    model = Stack(depth, kind, gain)
+    (model(torch.randn(32, D)) * torch.randn(32, D)).mean().backward()  # 损失对输出是线性的：传回来的信号不随输出大小而变，只看网络
+    return [layer[0].weight.grad.abs().mean().item() for layer in model.layers]
+
+
+def train(depth, kind, gain, steps):
+    """真训练一次：学一个固定的、随机的小网络（老师），看损失降不降得下去。
+
+    参数:
+        depth (int): 几层
+        kind (str): KINDS 之一
+        gain (float): 初始权重放大几倍
+        steps (int): 几步
+
+    返回:
+        list[float]: 每一步的损失，已除以目标的方差：一直猜平均值的损失是 1
+    """
+    torch.manual_seed(321)
+    teacher = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D))
+    torch.manual_seed(123)
+    # 头尾各一个线性层：归一化过的残差会越加越大，让最后一层自己调大小，三种网络才站在同一起跑线上。
+    model = nn.Sequential(Stack(depth, kind, gain), LayerNorm(D), nn.Linear(D, D))
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), []
+    for _ in tqdm(range(steps), desc=kind, ncols=80, unit="步", leave=False, disable=None):
+        x = torch.randn(64, D)  # (b, d)
+        with torch.no_grad():
+            target = teacher(x)
+        loss = nn.functional.mse_loss(model(x), target) / target.var()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # 梯度裁剪：一步不要走太远，否则看到的是发散，不是消失
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# region 沿用 setup/plot_style.py: use_chinese_font
+def use_chinese_font():
+    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+    found = [name for name in wanted if name in installed]
+    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
+    plt.rcParams["axes.unicode_minus"] = False
+    return bool(found)
+
+
+# endregion
+
+
+# region 沿用 setup/self_check.py: safe_console, confirm
+def safe_console():
+    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="namereplace")
+
+
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
+# region 沿用 setup/chinese_cli.py: ChineseParser
+class ChineseParser(argparse.ArgumentParser):
+    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
+
+    def __init__(self, description):
+        super().__init__(description=description, add_help=False, allow_abbrev=False)
+        self._positionals.title, self._optionals.title = "参数", "选项"
+        self.add_argument("-h", "--help", action="help", help="显示这份说明")
+
+    def format_help(self):
+        return super().format_help().replace("usage: ", "用法：", 1)
+
+    def error(self, message):
+        for english, chinese in [
+            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
+            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
+            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
+            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
+            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
+            (r"argument (\S+): (.+)", r"\1：\2"),
+        ]:
+            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
+            if found:
+                break
+        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
+
+
+# endregion
+
+
+def draw(ratios, layers, curves, depth, path):
+    """三格：首层与末层的梯度之比随深度怎样变；最深的网络里逐层的梯度；训练损失。
+
+    参数:
+        ratios (dict[str, list[float]]): 名字 → 各深度的首层 / 末层
+        layers (dict[str, list[float]]): 名字 → 最深的网络各层的梯度
+        curves (dict[str, list[float]]): 名字 → 每一步的损失
+        depth (int): 训练用的深度
+        path (Path): 图片写到哪里
+
+    异常:
+        OSError: 写不了这个文件
+    """
+    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+
+    chinese = use_chinese_font()
+    figure, axes = plt.subplots(1, 3, figsize=(10.8, 3.7), layout="constrained")
+    for name, color, marker in zip(KINDS, ("#d9822b", "#6a9f4b", "#2f6fab"), "osd"):
+        axes[0].plot(DEPTHS, ratios[name], marker=marker, markersize=4, color=color, label=name if chinese else ENGLISH[name])
+        axes[1].plot(range(1, len(layers[name]) + 1), layers[name], color=color)
+        smooth = torch.tensor(curves[name]).unfold(0, 5, 1).mean(dim=-1)  # (n,)　每 5 步平均一次，n 个点
+        axes[2].plot(range(5, 5 + len(smooth)), smooth, color=color)
+    axes[0].set_xscale("log", base=2)
+    axes[0].set_xticks(DEPTHS, DEPTHS)
+    axes[0].axhline(1, color="0.7", linewidth=0.8)
+    axes[0].set_xlabel("叠几层" if chinese else "depth")
+    axes[0].set_title("第一层的梯度 ÷ 最后一层的" if chinese else "gradient: first / last layer")
+    axes[0].legend(frameon=False, loc="lower left")
+    axes[1].set_xlabel("第几层" if chinese else "layer")
+    axes[1].set_title(f"{len(layers[name])} 层时各层的梯度" if chinese else f"gradient per layer, depth {len(layers[name])}")
+    for axis in axes[:2]:
+        axis.set_yscale("log")
+    axes[2].set_xlabel("步" if chinese else "step")
+    axes[2].set_ylim(bottom=0)
+    axes[2].axhline(1, color="0.7", linewidth=0.8, linestyle=":")
+    axes[2].set_title(f"{depth} 层的训练损失" if chinese else f"training loss, depth {depth}")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main():
+    """量各种深度的梯度，再训练一次最能看出差别的。"""
+    safe_console()
+    parser = ChineseParser("实验　残差连接与梯度")
+    parser.add_argument("--depth", type=int, default=32, help="训练几层的网络（默认：32）")
+    parser.add_argument("--steps", type=int, default=400, help="训练几步（默认：400）")
+    parser.add_argument("--init", type=float, default=1.0, help="初始权重放大几倍（默认：1，即 nn.Linear 默认的大小）")
+    parser.add_argument("--quick", action="store_true", help="训练 16 层、100 步，20 秒以内跑完")
+    args = parser.parse_args()
+    if not 1 <= args.depth <= 256:
+        parser.error(f"--depth 应在 1 到 256 之间，不能是 {args.depth}")
+    if args.steps < 20:
+        parser.error(f"--steps 至少是 20，不能是 {args.steps}")
+    if not 0.1 <= args.init <= 3:
+        parser.error(f"--init 应在 0.1 到 3 之间，不能是 {args.init}")
+    depth, steps = (min(args.depth, 16), min(args.steps, 100)) if args.quick else (args.depth, args.steps)
+
+    print("① 第一层的梯度是最后一层的多少倍\n叠几层" + "".join(f"{name:>14}" for name in KINDS))
+    ratios, layers = {name: [] for name in KINDS}, {}
+    for each in DEPTHS:
+        for name in KINDS:
+            layers[name] = gradients(each, name, args.init)
+            ratios[name].append(layers[name][0] / layers[name][-1] if layers[name][-1] else 0.0)
+        print(f"{each:4}　" + "".join(f"{ratios[name][-1]:18.1e}" for name in KINDS))
+    print(f"\n② 训练 {depth} 层，{steps} 步（一直猜平均值的损失是 1）")
+    curves = {name: train(depth, name, args.init, steps) for name in KINDS}
+    end = {name: sum(losses[-10:]) / 10 for name, losses in curves.items()}
+    for name in KINDS:
+        print(f"  {name}　{curves[name][0]:.2f} → {end[name]:.3f}")
+    path = OUTPUTS / "shortcut_gradients.png"
+    try:
+        draw(ratios, layers, curves, depth, path)
+    except OSError as error:
+        parser.error(str(error))
+    print(f"图已写到 {path}")
+
+    per_layer = {name: (ratios[name][-1] / ratios[name][0]) ** (1 / (DEPTHS[-1] - DEPTHS[0])) for name in KINDS}
+    print(f"\n所以：从 {DEPTHS[0]} 层到 {DEPTHS[-1]} 层，每多一层，首末之比平均乘以 " + "、".join(f"{per_layer[name]:.2f}（{name}）" for name in KINDS) + "。")
+    print(f"　　　{depth} 层训练下来，损失最低的是「{min(end, key=end.get)}」，最高的是「{max(end, key=end.get)}」。")
+
+    print("\n这个数字对吗？")
+    torch.manual_seed(123)
+    plain, shortcut = (Stack(4, kind) for kind in KINDS[:2])
+    shortcut.load_state_dict(plain.state_dict())
+    x = torch.randn(3, D)
+    with torch.no_grad():
+        first = shortcut.layers[0](x)  # (3, d)
+        by_hand = x + first
+        for layer in shortcut.layers[1:]:
+            by_hand = by_hand + layer(by_hand)
+    confirm("有残差的输出 = 输入 + 每一层的输出", torch.allclose(shortcut(x), by_hand), "加的不是这一层的输入")
+    confirm("深度越大，没有残差的首末之比越小" if args.init <= 1 else "没有残差的首末之比有限", ratios["没有残差"] == sorted(ratios["没有残差"], reverse=True) if args.init <= 1 else all(value < float("inf") for value in ratios["没有残差"]), "残差没有关掉")
+    if args.init == 1:
+        confirm(f"64 层时，没有残差的首末之比（{ratios['没有残差'][-1]:.0e}）不到有残差的（{ratios['有残差'][-1]:.0e}）的百万分之一", ratios["没有残差"][-1] < 1e-6 * ratios["有残差"][-1], "kind 没有传进去")
+
+
+if __name__ == "__main__":
+    main()

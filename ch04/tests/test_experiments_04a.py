@@ -1,0 +1,405 @@
+"""第 4 章实验的测试（一）：KV 缓存、NumPy 版 GPT、解码梯子、运算与参数、规模、权重共用。
+
+参照是别人写的：llms_from_scratch 的 GPTModel、transformers 的 GPT-2；用小配置，在本进程里跑。
+运行：python -m pytest ch04/tests/test_experiments_04a.py
+"""
+
+import functools
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+SCRIPTS = ["exp_kv_cache", "exp_numpy_gpt", "exp_fast_decode", "exp_flops_and_params", "exp_model_scales", "exp_weight_tying"]
+TINY = {"vocab_size": 97, "context_length": 24, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": True}
+
+
+@functools.cache
+def load(name):
+    """按路径导入一个实验。"""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """call(实验, 参数…) → 退出码、stdout、stderr；图片写到临时文件夹。"""
+
+    def run(name, *args):
+        module = load(name)
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+        code = 0
+        try:
+            if name == "exp_numpy_gpt":
+                module.main(module.numpy_part())
+            else:
+                module.main()
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def book():
+    """原书作者的 GPTModel 和生成函数。"""
+    return pytest.importorskip("llms_from_scratch.ch04", reason="没有装 llms-from-scratch，无法与它比较")
+
+
+def check_output(result, pictures):
+    """退出码 0，没有 ✗，有自查和结论，图片写出来了。"""
+    code, out, err = result
+    assert code == 0, err
+    assert "✗" not in out and "✓" in out and "这个数字对吗？" in out and "所以（都是这一次" in out
+    assert (pictures / "outputs").is_dir() and list((pictures / "outputs").glob("*.png"))
+
+
+def test_every_experiment_is_listed():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"experiments/{name}.py" in readme for name in SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_chinese(call, name):
+    code, out, _ = call(name, "--help")
+    assert code == 0 and out.startswith("用法：") and "--quick" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "says"),
+    [
+        ("exp_kv_cache", ["--heads", "7"], "不能被 num_heads=7 整除"),
+        ("exp_kv_cache", ["--window-size", "-4"], "--window-size 应在 1 到"),
+        ("exp_kv_cache", ["--window-size", "9999"], "--window-size 应在 1 到"),
+        ("exp_kv_cache", ["--chunk", "0"], "--chunk 应在 1 到"),
+        ("exp_kv_cache", ["--context-length", "半"], "要的是整数"),
+        ("exp_numpy_gpt", ["--max-new-tokens", "-3"], "至少是 4"),
+        ("exp_numpy_gpt", ["--weights", "没有.safetensors"], "找不到权重文件"),
+        ("exp_numpy_gpt", ["--quick", "--prompt", ""], "提示词"),
+        ("exp_fast_decode", ["--quick", "--prompt-tokens", "300"], "超过了上下文长度 256"),
+        ("exp_fast_decode", ["--rounds", "-1"], "--rounds 应在"),
+        ("exp_fast_decode", ["--weights", __file__], "不是 safetensors 文件"),
+        ("exp_flops_and_params", ["--tokens", "0"], "--tokens 应在 1 到"),
+        ("exp_flops_and_params", ["--batch", "-2"], "--batch 应在 1 到"),
+        ("exp_model_scales", ["--tokens", "4096"], "--tokens 应在 1 到 1024"),
+        ("exp_model_scales", ["--device", "tpu"], "不认识的设备"),
+        ("exp_weight_tying", ["--emb-dim", "100"], "32（每个头的维度）整除"),
+        ("exp_weight_tying", ["--text", "没有.txt"], "找不到文件"),
+        ("exp_weight_tying", ["--nosuch"], "不认识的参数"),
+    ],
+)
+def test_bad_input(call, name, args, says, monkeypatch):
+    if name == "exp_fast_decode":
+        monkeypatch.setattr(load(name), "GPT_CONFIG_124M", TINY | {"context_length": 512})  # 报错之前不必真的建一个 124M 的模型
+    code, _, err = call(name, *args)
+    assert code == 2 and says in err and len(err.splitlines()) == 1 and err.startswith("出错了：")
+
+
+# ---- exp_kv_cache ----
+
+
+@pytest.fixture(scope="module")
+def pair(book):
+    """同样权重的两个模型：实验里的，和原书作者的。"""
+    torch.manual_seed(5)
+    ours = load("exp_kv_cache").GPTModel(TINY).eval()
+    theirs = book.GPTModel(TINY).eval()
+    missing, unexpected = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert all(name.endswith("mask") for name in missing) and not unexpected
+    return ours, theirs, torch.randint(97, (1, 7))
+
+
+def tokens_of(module, *args, **options):
+    return [token.item() for token, _ in module.generate_stream(*args, **options)]
+
+
+@pytest.mark.parametrize("kind", ["ConcatCache", "PreallocatedCache"])
+@pytest.mark.parametrize("chunk", [None, 1, 5])
+def test_cached_equals_the_book_past_the_context(book, pair, kind, chunk):
+    """上下文 24，提示词 7，生成 40 个：满了以后又走了 22 步，仍与原书作者的 generate_text_simple 逐个相同；缓存可以反复用。"""
+    module, (ours, theirs, idx) = load("exp_kv_cache"), pair
+    expected = book.generate_text_simple(theirs, idx, 40, TINY["context_length"])[0, 7:].tolist()
+    caches = [getattr(module, kind)(*([24] if kind == "PreallocatedCache" else [])) for _ in range(2)]
+    for _ in range(2):
+        assert tokens_of(module, ours, idx, 40, 24, caches, chunk=chunk) == expected
+    long_prompt = torch.randint(97, (1, 60), generator=torch.Generator().manual_seed(2))  # 提示词比上下文还长
+    expected = book.generate_text_simple(theirs, long_prompt, 5, 24)[0, 60:].tolist()
+    assert tokens_of(module, ours, long_prompt, 5, 24, caches, chunk=chunk) == expected
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 24])
+def test_sliding_window(pair, window):
+    """滑动窗口：与原书作者的模型（把掩码改成带状）的 logits 相同，一个个送、分段送都一样；缓存不随长度变大。"""
+    module, (ours, theirs, _) = load("exp_kv_cache"), pair
+    windowed = module.GPTModel(TINY | {"window_size": window}).eval()
+    windowed.load_state_dict(ours.state_dict())
+    ids = torch.randint(97, (1, 24), generator=torch.Generator().manual_seed(3))
+    band = torch.tril(torch.ones(24, 24), diagonal=-window) + torch.triu(torch.ones(24, 24), diagonal=1)
+    masks = [block.att.mask.clone() for block in theirs.trf_blocks]
+    try:
+        for block in theirs.trf_blocks:
+            block.att.mask = band.to(block.att.mask.dtype)
+        with torch.no_grad():
+            expected = theirs(ids)
+            for chunk in (1, min(window, 5), window):
+                caches = [module.PreallocatedCache(24, window) for _ in range(2)]
+                got = torch.cat([windowed(piece, caches) for piece in ids.split(chunk, dim=1)], dim=1)
+                assert (got - expected).abs().max() < 1e-4
+                assert all(cache.keys.shape[2] == 2 * window and cache.length == 24 for cache in caches)
+    finally:
+        for block, mask in zip(theirs.trf_blocks, masks):
+            block.att.mask = mask
+
+
+def test_forgetting_the_offset_is_noticed(pair, monkeypatch):
+    """「动手改」第 2 条：位置不接着数，生成的就不同。"""
+    module, (ours, _, idx) = load("exp_kv_cache"), pair
+    expected = tokens_of(module, ours, idx, 15, 24)
+    caches = [module.ConcatCache() for _ in range(2)]
+    monkeypatch.setattr(type(caches[0]), "length", property(lambda self: 0, lambda self, value: None), raising=False)
+    with torch.no_grad():
+        logits = [ours(idx, caches)[:, -1], *[ours(torch.tensor([[token]]), caches)[:, -1] for token in expected[:5]]]
+    assert [each.argmax().item() for each in logits] != expected[:6]
+
+
+def test_kv_cache_script(call, tmp_path):
+    result = call("exp_kv_cache", "--context-length", 40, "--window-size", 8, "--chunk", 8, "--emb-dim", 32, "--heads", 2, "--layers", 2)
+    check_output(result, tmp_path)
+    assert result[1].count("逐个相同") == 5
+    printed = float(re.search(r"\n预分配缓存 .* ([\d.]+)\n", result[1])[1])
+    assert printed == pytest.approx(2 * 2 * 40 * 32 * 4 / 2**20, abs=0.05)
+
+
+# ---- exp_numpy_gpt ----
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """transformers 的小 GPT-2，和它存下的文件。"""
+    transformers = pytest.importorskip("transformers", reason="没有装 transformers，无法与它比较")
+    torch.manual_seed(3)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=128, n_layer=2, n_head=2, n_positions=64)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)  # 偏置也不是 0，缩放也不是 1，漏了哪个都看得出来
+    path = tmp_path_factory.mktemp("gpt2") / "gpt2.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.transformer.state_dict().items()}, path)
+    return model, path
+
+
+def test_numpy_equals_transformers(gpt2):
+    """整句送、一个个送、先送一段再一个个送，logits 都与 transformers 相同。"""
+    module, (model, path) = load("exp_numpy_gpt"), gpt2
+    weights = module.open_safetensors(path)
+    assert module.check_weights(weights) == (128, 2)
+    ids = torch.randint(50257, (20,), generator=torch.Generator().manual_seed(4)).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    for pieces in ([20], [1] * 20, [13, 1, 1, 5]):
+        gpt, got, rest = module.NumpyGPT(weights, 128, 2), [], ids
+        for length in pieces:
+            got.append(gpt.forward(rest[:length]))
+            rest = rest[length:]
+        got = np.concatenate(got)
+        assert got.dtype == np.float32 and np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+    with pytest.raises(ValueError, match="超过了模型的上下文长度 64"):
+        gpt.forward([1] * 45)
+
+
+def test_memory_map_copies_nothing(gpt2):
+    weights = load("exp_numpy_gpt").open_safetensors(gpt2[1])
+    for array in weights.values():
+        while array.base is not None and not isinstance(array, np.memmap):
+            array = array.base
+        assert isinstance(array, np.memmap)
+
+
+def test_numpy_script(call, gpt2, tmp_path):
+    result = call("exp_numpy_gpt", "--weights", gpt2[1], "--max-new-tokens", 6)
+    code, out, err = result
+    assert code == 0, err
+    # 在测试里 torch 早已导入，所以「还没有导入」那一条必然不成立；其余都要成立。
+    assert out.count("✗") == 1 and "✗ 第一个词元出来时" in out and out.count("✓") == 3
+
+
+def test_first_token_without_torch(tmp_path):
+    """真的不许导入 torch：第一个词元照样出来；PyTorch 导入失败是在那之后。"""
+    code = f"import sys, runpy; sys.modules['torch'] = None; sys.argv = ['x', '--quick', '--max-new-tokens', '4']; runpy.run_path({str(FOLDER / 'exp_numpy_gpt.py')!r}, run_name='__main__')"
+    env = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=120)
+    assert "第一个词元" in done.stdout and "Every effort moves you" in done.stdout
+    assert done.returncode == 1 and "torch" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 20_000, -4])
+def test_cut_short_weights(call, gpt2, tmp_path, size):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(gpt2[1].read_bytes()[:size])
+    code, _, err = call("exp_numpy_gpt", "--weights", path)
+    assert code == 2 and len(err.splitlines()) == 1 and ("读不出来" in err or "不完整" in err)
+
+
+def test_wrong_weights(call, gpt2, tmp_path):
+    _, path = gpt2
+    weights = {name: torch.from_numpy(np.array(array)) for name, array in load("exp_numpy_gpt").open_safetensors(path).items()}
+    for change, says in [({"h.1.ln_2.bias": None}, "h.1.ln_2.bias 没有"), ({"wte.weight": torch.zeros(50257, 100)}, "不能被每个头的维度 64 整除"), ({"ln_f.bias": torch.zeros(127)}, "形状是")]:
+        save_file({name: tensor for name, tensor in (weights | change).items() if tensor is not None}, tmp_path / "wrong.safetensors")
+        code, _, err = call("exp_numpy_gpt", "--weights", tmp_path / "wrong.safetensors")
+        assert code == 2 and says in err
+
+
+# ---- exp_fast_decode ----
+
+
+@pytest.mark.parametrize(("kind", "dtype", "limit"), [("PlainLinear", torch.float32, 0), ("PackedLinear", torch.float32, 1e-6), ("PlainLinear", torch.bfloat16, 2**-7), ("Int8Linear", torch.float32, None), ("Int4Linear", torch.bfloat16, None)])
+def test_linears(kind, dtype, limit):
+    """拿单位矩阵当输入，得到的就是它存下的权重：误差不超过舍入的半步；输入全 0，得到的就是偏置。"""
+    linear_class = getattr(load("exp_fast_decode"), kind)
+    torch.manual_seed(7)
+    weight, bias = torch.randn(70, 64) * torch.logspace(-2, 0, 70)[:, None], torch.zeros(70)  # 各行大小悬殊：步长要一行一行地定
+    linear = linear_class(weight, bias, dtype)
+    got = linear(torch.eye(64, dtype=dtype)).float() - bias.to(dtype).float()
+    error = (got.T - weight).abs()
+    if kind == "Int8Linear":
+        limit = weight.abs().amax(dim=1, keepdim=True) / 127 / 2 * 1.01
+    elif kind == "Int4Linear":
+        groups = weight.view(70, 2, 32)
+        limit = ((groups.amax(dim=-1) - groups.amin(dim=-1)) / 15 / 2).repeat_interleave(32, dim=1) * 1.1 + weight.abs().amax(dim=1, keepdim=True) * 2**-7
+    else:
+        limit = limit * weight.abs()
+    assert (error <= limit + 1e-9).all()
+    with_bias = linear_class(weight, torch.full((70,), 3.0), dtype)(torch.zeros(1, 64, dtype=dtype))
+    assert torch.equal(with_bias.float(), torch.full((1, 70), 3.0))
+    assert linear.nbytes == {"Int8Linear": 70 * 64, "Int4Linear": 128 * 64 // 2 + 2 * 128 * 2 * 2}.get(kind, 70 * 64 * dtype.itemsize)
+
+
+@pytest.mark.parametrize("preallocated", [True, False])
+@pytest.mark.parametrize("kind", ["PlainLinear", "PackedLinear"])
+def test_decoder_equals_the_book(book, kind, preallocated):
+    module = load("exp_fast_decode")
+    torch.manual_seed(8)
+    model, theirs = module.GPTModel(TINY).eval(), book.GPTModel(TINY).eval()
+    theirs.load_state_dict(model.state_dict())
+    decoder = module.Decoder(model, getattr(module, kind), torch.float32, preallocated)
+    ids = torch.randint(97, (5,))
+    expected = book.generate_text_simple(theirs, ids[None], 15, 24)[0, 5:].tolist()
+    assert decoder.generate(ids, 15) == expected == decoder.generate(ids, 15)
+    decoder.reset()
+    with torch.no_grad():
+        assert (decoder.forward(ids) - theirs(ids[None])[0]).abs().max() < 1e-5
+    assert decoder.nbytes == 4 * (2 * 12 * 32**2 + 97 * 32)
+
+
+def test_transformers_peer_has_the_same_weights():
+    pytest.importorskip("transformers", reason="没有装 transformers，无法与它比较")
+    module = load("exp_fast_decode")
+    torch.manual_seed(9)
+    model = module.GPTModel(TINY).eval()
+    ids = torch.randint(97, (6,))
+    peers = module.transformers_peers(model, TINY)
+    assert list(peers) == ["transformers fp32", "transformers bf16"]
+    assert peers["transformers fp32"](ids, 12) == module.Decoder(model, module.PlainLinear, torch.float32).generate(ids, 12)
+    assert len(peers["transformers bf16"](ids, 12)) == 12
+
+
+def test_fast_decode_script(call, tmp_path, monkeypatch):
+    module = load("exp_fast_decode")
+    small = {"vocab_size": 256, "context_length": 64, "emb_dim": 64, "n_heads": 2, "n_layers": 2}
+    for name in ("QUICK_CONFIG", "SMALL_CONFIG"):
+        monkeypatch.setattr(module, name, getattr(module, name) | small)
+    result = call("exp_fast_decode", "--quick", "--new-tokens", 8)
+    check_output(result, tmp_path)
+    assert "跳过" not in result[1] and len(re.findall(r"倍 +\d+ +\d+% +\d+% +\d/8 +[\d.]+% +[\d.]+（[+-][\d.]+%）", result[1])) == 8
+
+
+# ---- exp_flops_and_params ----
+
+BOOK_FLOPS = {"small": "5.1e+11", "medium": "1.4e+12", "large": "3.2e+12", "xl": "6.4e+12"}  # 原书附加材料，2 × 1024 个词元，只数线性层
+
+
+@pytest.mark.parametrize("size", BOOK_FLOPS)
+def test_formula_equals_counting_the_books_model(book, size):
+    module = load("exp_flops_and_params")
+    cfg = module.BASE | module.SIZES[size]
+    formula = module.by_formula(cfg, 2, 1024)
+    with torch.device("meta"):
+        theirs = book.GPTModel(cfg)
+        idx = torch.zeros(2, 1024, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        theirs(idx)
+    assert counter.get_total_flops() == sum(flops for _, flops in formula.values())
+    assert sum(p.numel() for p in theirs.parameters()) == sum(params for params, _ in formula.values())
+    linear = sum(flops for part, (_, flops) in formula.items() if part != "注意力分数")
+    assert f"{linear:.1e}" == BOOK_FLOPS[size]
+
+
+def test_flops_script(call, tmp_path):
+    check_output(call("exp_flops_and_params", "--quick"), tmp_path)
+    _, out, _ = call("exp_flops_and_params", "--quick", "--tokens", 4608, "--batch", 1)
+    share, *linears = [float(re.search(rf"{part}.*?运算.*? ([\d.]+)%", out)[1]) for part in ("注意力分数", "注意力的投影", "前馈网络")]
+    assert "✗" not in out and share == pytest.approx(sum(linears), abs=0.2)  # 「动手改」第 1 条
+
+
+# ---- exp_model_scales ----
+
+
+def test_model_scales_script(call, tmp_path, monkeypatch):
+    module = load("exp_model_scales")
+    monkeypatch.setattr(module, "SHAPES", [(2, 128), (8, 64)])
+    result = call("exp_model_scales", "--quick", "--tokens", 16, "--rounds", 1)
+    check_output(result, tmp_path)
+    for layers, emb_dim in [(2, 128), (8, 64)]:
+        model = module.build(layers, emb_dim, "cpu")
+        parameters = sum(p.numel() for p in model.parameters())
+        line = next(line for line in result[1].splitlines() if re.match(rf" *{layers} +{emb_dim} ", line))
+        assert f"{parameters:,}" in line and f"{16 * parameters / 2**20:.1f}" in line
+    with pytest.raises(ValueError, match="不能被 64 整除"):
+        module.build(1, 100, "cpu")
+
+
+@pytest.mark.parametrize(("layers", "emb_dim"), [(2, 64), (3, 128)])
+def test_flops_per_token_is_what_torch_counts(layers, emb_dim):
+    module = load("exp_model_scales")
+    model = module.build(layers, emb_dim, "meta")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 50, dtype=torch.long, device="meta"))
+    assert counter.get_total_flops() == 50 * module.flops_per_token(layers, emb_dim, 50, 512)
+
+
+# ---- exp_weight_tying ----
+
+
+def test_weight_tying_script(call, tmp_path):
+    result = call("exp_weight_tying", "--quick", "--steps", 2, "--emb-dim", 64)
+    check_output(result, tmp_path)
+    counts = [int(number.replace(",", "")) for number in re.findall(r"参数 +([\d,]+)　", result[1])]
+    assert len(counts) == 3 and counts[0] - counts[1] == 50257 * 64 and counts[1] == counts[2]
+
+
+def test_tied_stays_tied_and_copy_does_not():
+    """「动手改」第 3 条：只复制一次，走一步就各走各的。"""
+    module = load("exp_weight_tying")
+    cfg = TINY | {"qkv_bias": False}
+    batch = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(0))
+    tied, copied = module.build("共用", cfg), module.build("分开", cfg)
+    with torch.no_grad():
+        copied.out_head.weight.copy_(copied.tok_emb.weight)
+    for model, same in ((tied, True), (copied, False)):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        module.loss_of(model, batch).backward()
+        optimizer.step()
+        assert torch.equal(model.out_head.weight, model.tok_emb.weight) is same
+    assert module.gradient_gap(cfg, batch) < 1e-5
