@@ -226,6 +226,7 @@ def learn_merges(pieces, num_merges, heap=True):
             counts[pair] += times[i]
             where[pair].append(i)
     # 惰性堆：次数变了就再放一个新的进去，旧的留着；取出来时次数对不上，就知道它过期了，扔掉。
+    # 元组从左到右比大小：次数多的先出来；次数相同时比字符，也就是编号小的先出来。
     queue = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(queue)
     merges = []
@@ -683,7 +684,8 @@ def draw(tokenizer, sentence, curves, path):
             text = token.decode("utf-8", "replace")
             color = "0.85" if "\ufffd" in text else "#9ecae1" if len(text) == 1 else "#fdae6b"
             left.add_patch(plt.Rectangle((x + 0.06, -y - 0.36), len(token) - 0.12, 0.72, color=color))
-            left.text(x + len(token) / 2, -y, show(token).replace(" ", "\n"), ha="center", va="center", fontsize=8 if "\ufffd" in text else 12)
+            label = show(token) if chinese or token.isascii() else token.hex(" ")
+            left.text(x + len(token) / 2, -y, label.replace(" ", "\n"), ha="center", va="center", fontsize=8 if "\ufffd" in text else 12)
             x += len(token)
         left.text(size + 0.4, -y, f"{len(ids)} 个" if chinese else f"{len(ids)}", va="center")
     left.set(xlim=(-0.2, size + 2.6), ylim=(-len(rows) + 0.4, 0.6), xticks=[], yticks=[-y for y in range(len(rows))])

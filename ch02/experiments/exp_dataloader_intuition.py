@@ -4,13 +4,13 @@
 先猜：　窗口 4、步幅 1 时，中间的词元会被当几次答案？头尾的呢？（先想 10 秒，再运行）
 看点：　① 编号就是位置，一眼看出目标是输入右移一位；② 步幅小于窗口，答案重复；大于窗口，有的词元谁也没用上；③ 打乱的是样本，样本里面的次序不动。
 动手改：1. --max-length 改成 8：重叠更多，步幅 1 时中间的词元都被当 8 次答案。
-        2. --stride 改成 2：第四幅图换成这个步幅，每个词元 2 次。
-        3. 把 main 里打乱的那个 DataLoader 换成 num_workers=0、shuffle=False：第一批又回到开头。
+        2. --stride 改成 3：第四幅图换成这个步幅，4 除不尽 3，词元轮流当 1 次和 2 次。
+        3. 把 main 里打乱的那个 DataLoader 的 shuffle=True 改成 False：第一批又回到开头，与书上的最后一批不同了，自查变成 ✗。
 
 运行：
     python ch02/experiments/exp_dataloader_intuition.py            # 图片写到 ch02/outputs/
     python ch02/experiments/exp_dataloader_intuition.py --max-length 8 --stride 2
-    约 TIME 秒，MEM GB（2 核 CPU）
+    约 3 秒，0.3 GB（2 核 CPU）
 
 形状记号：b 批大小　t 窗口长度，也就是 max_length　n 样本数
 """

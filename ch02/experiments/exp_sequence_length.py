@@ -1,16 +1,16 @@
 """第 2 章 · 实验　max_length 取多大？
 
-问题：　每步看的词元一样多（b·t 不变），样本从 64 个词元加长到 1024 个，一步训练会慢多少、多占多少内存？
+问题：　每步看的词元一样多（b·t 不变），样本从 60 个词元加长到 960 个，一步训练会慢多少、多占多少内存？
 先猜：　词元一样多，矩阵乘法就一样多，是不是差不多？（先想 10 秒，再运行）
-看点：　① 内存分成两半看：与 t² 有关的（注意力权重）一路涨，其余不变；② t 不大时，加长几乎不要钱；③ 从哪里开始，注意力占了一半。
+看点：　① 内存分成两半看：与 t² 有关的（注意力权重）一路涨，其余不变；② t 不大时，加长几乎不要钱；③ 加长到哪里，注意力权重接近一半。
 动手改：1. --heads 改成 8：t² 那一半翻倍，其余不变；改成 2，就只剩一半。
         2. --dim 改成 512：其余那一半大了三倍多，注意力要到更长才占一半。模型越宽，越禁得起长的样本。
-        3. 把 forward 里的 torch.softmax 那一行之后加一句 del scores：一个字节也没省，因为反向传播要用的已经被记下了。
+        3. 把 cfg 里的 drop_rate 改成 0.1：dropout 又记下自己的掩码和结果，t² 那一半变成 3 份，最后一条自查变成 ✗，并说出原因。
 
 运行：
     python ch02/experiments/exp_sequence_length.py            # 图片写到 ch02/outputs/
     python ch02/experiments/exp_sequence_length.py --heads 8
-    约 TIME 秒，MEM GB（2 核 CPU）
+    约 10 秒，0.6 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """
@@ -27,7 +27,7 @@ import torch
 import torch.nn as nn
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-LENGTHS = (64, 128, 256, 512, 1024)
+LENGTHS = (60, 120, 240, 480, 960)  # 故意不取 2 的幂：免得与模型的各种维度相同，数字节时分不清
 VOCAB_SIZE = 512  # 词表取得小，输出层就不会盖过注意力；这里只关心 t
 
 
@@ -311,13 +311,13 @@ def main():
     parser = ChineseParser("实验　序列长度的代价")
     parser.add_argument("--dim", type=int, default=128, help="嵌入维度 d，要能被头数整除（默认：128）")
     parser.add_argument("--heads", type=int, default=4, help="头数（默认：4）")
-    parser.add_argument("--quick", action="store_true", help="只到 512，词元减半，每种长度只量 1 次")
+    parser.add_argument("--quick", action="store_true", help="只到 480，词元减半，每种长度只量 1 次")
     args = parser.parse_args()
     if not 1 <= args.dim <= 1024 or args.heads < 1:
         parser.error(f"--dim 应在 1 到 1024 之间，--heads 至少是 1，不能是 {args.dim} 和 {args.heads}")
     if args.dim / args.heads in LENGTHS or (args.heads == 1 and 4 * args.dim in LENGTHS):
         parser.error(f"{args.heads} 个头、d = {args.dim} 时，有的激活值恰好也以 (t, t) 结尾，与注意力权重分不清，请换一个 --heads 或 --dim")
-    lengths, tokens = (LENGTHS[:-1], 1024) if args.quick else (LENGTHS, 2048)  # tokens 是每步的词元总数 b·t，一直不变：变的只是切成几个样本
+    lengths, tokens = (LENGTHS[:-1], 960) if args.quick else (LENGTHS, 1920)  # tokens 是每步的词元总数 b·t，一直不变：变的只是切成几个样本
 
     cfg = {"vocab_size": VOCAB_SIZE, "context_length": max(lengths), "emb_dim": args.dim, "n_heads": args.heads, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
     torch.manual_seed(123)
@@ -360,7 +360,7 @@ def main():
     # softmax 的反向只用它的输出，填 -inf、除以 √k 都不用留：所以每层只记下一份 (b, h, t, t)。
     each = tokens * long * args.heads * 4 * cfg["n_layers"]
     copies = rows[long][1] / each
-    confirm(f"t² 的部分正好是每层一份注意力权重：b·h·t² 个数，各 4 字节（得到 {copies:.2f} 份）", copies == 1, "打开了 dropout，它会再记下一份")
+    confirm(f"t² 的部分正好是每层一份注意力权重：b·h·t² 个数，各 4 字节（得到 {copies:.2f} 份）", copies == 1, "打开了 dropout，它还要记下掩码和结果")
 
 
 if __name__ == "__main__":

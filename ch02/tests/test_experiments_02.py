@@ -11,9 +11,12 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 DATA = FOLDER.parents[1] / "setup" / "data"
@@ -38,12 +41,17 @@ def command_line(monkeypatch, capsys, tmp_path):
     def call(name, *args):
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
         monkeypatch.setattr(load(name), "OUTPUTS", tmp_path / "outputs")
-        code = 0
-        try:
-            load(name).main()
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
+        code, threads = 0, torch.get_num_threads()
+        with warnings.catch_warnings(record=True) as caught:  # 真的运行时，警告也会印到 stderr 上
+            warnings.simplefilter("always")
+            try:
+                load(name).main()
+            except SystemExit as error:
+                code = error.code
+            finally:
+                torch.set_num_threads(threads)
+        out, err = capsys.readouterr()
+        return code, out, err + "".join(f"{warning.message}\n" for warning in caught)
 
     return call
 
@@ -73,6 +81,17 @@ def test_help_is_chinese(command_line, name):
 def test_unknown_option(command_line, name):
     code, out, err = command_line(name, "--no-such")
     assert (code, out) == (2, "") and err.startswith("出错了：不认识的参数") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "exp_bpe_from_scratch"])
+def test_runs_to_the_end(command_line, monkeypatch, tmp_path, name):
+    """不带数据，能快则快地跑完：退出码 0，自查全过，没有警告，画出了一张图。"""
+    monkeypatch.delenv("LLM_DATA_DIR", raising=False)
+    quick = ["--quick"] if "--quick" in (FOLDER / f"{name}.py").read_text(encoding="utf-8") else []
+    code, out, err = command_line(name, *quick)
+    assert (code, err) == (0, "") and "✗" not in out and out.count("✓") >= 2 and "所以：" in out
+    pictures = list((tmp_path / "outputs").iterdir())
+    assert [path.suffix for path in pictures] == [".png"] and pictures[0].stat().st_size > 20_000
 
 
 # ---- exp_bpe_from_scratch ----
@@ -308,3 +327,196 @@ def test_tiny_texts(command_line, tmp_path, text):
     path.write_text(text + "x", encoding="utf-8")
     code, out, err = command_line("exp_bpe_from_scratch", "--quick", "--text", path)
     assert code == 0 and "✗" not in out and err == ""
+
+
+# ---- exp_tokenizers_compare ----
+
+
+def test_compare_counts(command_line, monkeypatch, official):
+    """打印的词元数，与另外编码一遍的相同。"""
+    monkeypatch.delenv("LLM_DATA_DIR", raising=False)
+    _, out, _ = command_line("exp_tokenizers_compare")
+    en, zh = (len(official.encode(load("exp_tokenizers_compare").SENTENCES[key])) for key in ("英文", "中文"))
+    assert f"GPT-2　英文 {en} 个，中文 {zh} 个" in out
+    held_out = ZH[len(ZH) * 4 // 5 :]
+    assert f"中文 {len(official.encode(held_out)) / len(held_out):.2f}（" in out.split("GPT-2　", 1)[1].split("\n")[0]
+
+
+# ---- exp_embedding_vs_linear ----
+
+
+def test_lookup_equals_matmul():
+    module = load("exp_embedding_vs_linear")
+    embedding, linear = module.make_pair(4, 5)
+    ids = torch.tensor([2, 3, 1])
+    expected = torch.tensor([[0.6957, -1.8061, -1.1589, 0.3255, -0.6315], [-2.8400, -0.7849, -1.4096, -0.4076, 0.7953], [1.3010, 1.2753, -0.2010, -0.1606, -0.4015]])
+    for way, layer in ((module.lookup, embedding), (module.multiply, linear)):
+        assert torch.allclose(way(layer, ids), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "args", "says"), [
+    ("exp_embedding_vs_linear", ["--dim", "0"], "1 到 1024"),
+    ("exp_dataloader_intuition", ["--max-length", "1"], "2 到 12"),
+    ("exp_dataloader_intuition", ["--stride", "0"], "1 到 100"),
+    ("exp_sequence_length", ["--heads", "3"], "整除"),
+    ("exp_sequence_length", ["--heads", "0"], "至少是 1"),
+    ("exp_sequence_length", ["--dim", "240", "--heads", "4"], "分不清"),
+    ("exp_embedding_map", ["--dim", "1"], "2 到 256"),
+    ("exp_embedding_map", ["--seed", "-1"], "--seed"),
+    ("exp_positional_encoding", ["--distance", "0"], "1 到 16"),
+    ("exp_positional_encoding", ["--steps", "0"], "--steps"),
+    ("exp_memmap_dataloader", ["--text", "没有这个文件.txt"], "找不到文件"),
+])
+def test_bad_numbers(command_line, name, args, says):
+    code, out, err = command_line(name, *args)
+    assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1 and err.startswith("出错了：")
+
+
+# ---- exp_dataloader_intuition ----
+
+
+class Numbers:
+    """把数字读成编号的"分词器"，喂给原书的数据集。"""
+
+    def encode(self, text, allowed_special=None):
+        return [int(number) for number in text.split()]
+
+
+@pytest.mark.parametrize(("t", "stride"), [(4, 1), (4, 4), (4, 6), (5, 3)])
+def test_windows_equal_the_reference(t, stride):
+    reference = pytest.importorskip("llms_from_scratch.ch02", reason="没有装 llms-from-scratch，无法与它比较").GPTDatasetV1
+    module, text = load("exp_dataloader_intuition"), " ".join(map(str, range(1001)))
+    ours, theirs = module.GPTDatasetV1(text, t, stride), reference(text, Numbers(), t, stride)
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(a, b) for i in range(len(ours)) for a, b in zip(ours[i], theirs[i]))
+    targets = [i for _, target in theirs for i in target.tolist()]
+    assert module.times_as_target(ours) == [targets.count(i) for i in range(1001)]
+
+
+# ---- exp_sequence_length ----
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_saved_bytes(heads):
+    """t² 的部分是每层一份 (b, h, t, t)；总数与另一种数法（把所有记下的张量的内存去重相加）相同。"""
+    module = load("exp_sequence_length")
+    cfg = {"vocab_size": 512, "context_length": 40, "emb_dim": 32, "n_heads": heads, "n_layers": 3, "drop_rate": 0.0, "qkv_bias": False}
+    model, ids = module.GPTModel(cfg), torch.randint(0, 512, (2, 41))
+    square, rest = module.saved_bytes(model, ids, heads)
+    assert square == 3 * 2 * heads * 40 * 40 * 4
+    kept = []
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        module.train_step(model, ids)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    assert square + rest == sum(size for pointer, size in storages.items() if pointer not in own)
+
+
+# ---- exp_embedding_map ----
+
+
+def test_pca_and_neighbours():
+    module = load("exp_embedding_map")
+    vectors = torch.randn(30, 7, generator=torch.Generator().manual_seed(1)) * torch.arange(1.0, 8)
+    points, kept = module.pca(vectors)
+    values = np.linalg.eigvalsh(np.cov(vectors.numpy().T))[::-1]  # 协方差矩阵的特征值，就是各个方向的方差
+    assert kept == pytest.approx(values[:2].sum() / values.sum(), rel=1e-4)
+    assert points.var(dim=0).tolist() == pytest.approx(values[:2].tolist(), rel=1e-4)
+    share, nearest = module.neighbours(torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [0.1, 3.0]]), ["a", "a", "b", "c"])
+    assert nearest == [1, 0, 3, 2] and share == 0.5
+
+
+def test_clusters_appear(command_line):
+    """看点：训练前接近瞎蒙，训练后绝大多数最近邻是同类。"""
+    _, out, _ = command_line("exp_embedding_map")
+    before, after, chance = map(int, re.search(r"训练前 (\d+)%，训练后 (\d+)%；瞎蒙是 (\d+)%", out).groups())
+    assert before < 40 and after >= 90 and chance == round(100 * 5 / 35)
+
+
+# ---- exp_positional_encoding ----
+
+
+def test_encodings_equal_the_papers():
+    """正弦按论文的公式一个个算；RoPE 按论文的另一种写法，当作复数相乘。"""
+    import math
+
+    module = load("exp_positional_encoding")
+    table = module.sinusoidal_table(50, 64)
+    for pos, i in ((0, 0), (1, 0), (7, 3), (49, 31)):
+        angle = pos / 10_000 ** (2 * i / 64)
+        assert table[pos, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-4) and table[pos, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-4)
+    x = torch.randn(2, 50, 64)
+    turns = torch.polar(torch.ones(50, 32), torch.arange(50.0)[:, None] * 10_000 ** (-torch.arange(32) / 32))
+    assert torch.allclose(module.encode_rope(x), torch.view_as_real(torch.view_as_complex(x.reshape(2, 50, 32, 2)) * turns).flatten(2), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal", "rope", "none"])
+def test_model_is_causal(kind):
+    module = load("exp_positional_encoding")
+    model, idx = module.Copier(kind), torch.randint(0, 16, (1, 20))
+    changed = idx.clone()
+    changed[0, 12:] = (changed[0, 12:] + 1) % 16
+    assert torch.allclose(model(idx)[:, :12], model(changed)[:, :12], atol=1e-5)
+
+
+def test_extrapolation(command_line):
+    """看点：可学习的一出训练长度就不会了，RoPE 走得远，不用位置的从来不会。"""
+    _, out, _ = command_line("exp_positional_encoding", "--quick")
+    rows = {name: (int(a), int(b)) for name, a, b in re.findall(r"^  (\S+)　训练过的位置 (\d+)%　第 33–96 个位置 (\d+)%", out, re.MULTILINE)}
+    assert rows["可学习（GPT-2）"][0] > 95 and rows["可学习（GPT-2）"][1] < 20
+    assert min(rows["RoPE"]) > 80 and max(rows["不用位置"]) < 40
+
+
+# ---- exp_memmap_dataloader ----
+
+
+def test_shards_equal_the_reference(tmp_path):
+    """每个样本与原书的数据集相同；分成几片时，每一片各自相同。"""
+    reference = pytest.importorskip("llms_from_scratch.ch02", reason="没有装 llms-from-scratch，无法与它比较").GPTDatasetV1
+    module, ids = load("exp_memmap_dataloader"), np.random.default_rng(0).integers(0, 50257, 1000)
+    for size in (1000, 300):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        module.write_shards(ids, folder, size)
+        ours = module.ShardDataset(folder, 16, 5)
+        theirs = [sample for start in range(0, 1000, size) for sample in reference(" ".join(map(str, ids[start : start + size])), Numbers(), 16, 5)]
+        assert len(ours) == len(theirs)
+        assert all(torch.equal(a, b) for i in range(len(ours)) for a, b in zip(ours[i], theirs[i]))
+        batch = ours.__getitems__([3, 0, len(ours) - 1])
+        assert torch.equal(batch[0][2], theirs[-1][0]) and batch[0].dtype == torch.int64 and batch[1].is_contiguous()
+
+
+def test_spoiled_shards(tmp_path):
+    module, ids = load("exp_memmap_dataloader"), np.arange(1000)
+    with pytest.raises(ValueError, match="index.json"):
+        module.ShardDataset(tmp_path, 16, 5)
+    module.write_shards(ids, tmp_path, 400)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "shard_0000.bin", "shard_0001.bin", "shard_0002.bin"]
+    with pytest.raises(ValueError, match="凑不出一个样本"):
+        module.ShardDataset(tmp_path, 400, 5)
+    (tmp_path / "shard_0001.bin").write_bytes((tmp_path / "shard_0001.bin").read_bytes()[:-2])
+    with pytest.raises(ValueError, match="shard_0001.bin 应有 800 字节，实际 798 字节"):
+        module.ShardDataset(tmp_path, 16, 5)
+    (tmp_path / "shard_0001.bin").unlink()
+    with pytest.raises(ValueError, match="实际 0 字节"):
+        module.ShardDataset(tmp_path, 16, 5)
+    with pytest.raises(ValueError, match="超出了 uint16"):
+        module.write_shards(np.array([70_000]), tmp_path)
+    (tmp_path / "index.json").write_text("[", encoding="utf-8")
+    with pytest.raises(ValueError, match="index.json"):
+        module.ShardDataset(tmp_path, 16, 5)
+
+
+def test_opening_reads_nothing(tmp_path):
+    """打开一千万个词元：不到 0.2 秒，自己的内存多不到 30 MB（多半是打乱用的次序表）。"""
+    module = load("exp_memmap_dataloader")
+    module.write_shards(np.zeros(10_000_000, dtype=np.uint16), tmp_path, 2_000_000)
+    measured = module.measure(lambda: module.ShardDataset(tmp_path, 256, 128))
+    assert measured["秒"] < 0.2 and not measured["自己"] > 30
+
+
+def test_memmap_short_text(command_line, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("one two three", encoding="utf-8")
+    code, out, err = command_line("exp_memmap_dataloader", "--text", path)
+    assert (code, out) == (2, "") and "凑不出" in err and len(err.splitlines()) == 1

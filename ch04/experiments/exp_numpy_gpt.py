@@ -620,7 +620,7 @@ class TorchLinearGPT(NumpyGPT):
             ndarray: t 行，列数是这一层的输出维度
         """
         with torch.no_grad():
-            return nn.functional.linear(torch.from_numpy(x), *self.tensors[name]).numpy()
+            return nn.functional.linear(torch.from_numpy(np.asarray(x, np.float32)), *self.tensors[name]).numpy()
 
 
 def draw(paths, speeds, path):

@@ -637,7 +637,7 @@ def main():
         print(f"  {name[0]}：缓存是全看的 {growth[name][-1] / growth[full][-1]:.2f} 倍；写故事的损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）；回忆的准确率 {recall[name]:.0%}，全看是 {recall[full]:.0%}。")
 
     print("\n这个数字对吗？")
-    confirm(f"每层都有窗口时，正好看见 层数 × (W − 1) + 1 = {far} 个（上下文放得下的话）", reach[local] == far, "左下角的掩码差了一格")
+    confirm(f"每层都有窗口时，正好看见 层数 × (W - 1) + 1 = {far} 个（上下文放得下的话）", reach[local] == far, "左下角的掩码差了一格")
     confirm("缓存实测与公式一个字节不差，连背后的整块内存都算上", all(growth[name][-1] == estimate_totals(context, window, stride, 64, 8, 8, args.layers, bytes_per_elem=4) for name, stride in [(full, 0), (mixed, args.stride), (local, -1)]), "只切片没有 clone，旧内存没还")
     if far < 24:
         confirm(f"够不着的只能猜：回忆的准确率 {recall[local]:.1%} 接近 1 / 16", abs(recall[local] - 1 / 16) < 0.04, "左下角没有遮，或考题泄露了答案")

@@ -4,7 +4,6 @@ RMSNorm 与 torch 自带的比，GPT 与 PyPI 的 llms-from-scratch（原书作�
 """
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
@@ -219,9 +218,19 @@ def test_summary_numbers():
 
 def test_trained_and_untrained(command_line, checkpoint):
     code, out, _ = command_line("logit_lens", "--checkpoint", checkpoint)
-    assert code == 0 and f"模型　{checkpoint}，3 个块" in out and "先运行" not in out and re.search(r"涨得最多的是第 \d 个块", out)
+    assert code == 0 and f"模型　{checkpoint}，3 个块" in out and "先运行" not in out and "哪一个块也没有让它涨起来" in out
     code, out, _ = command_line("logit_lens")
     assert code == 0 and "先运行 python ch05/main/gpt_train.py" in out and "乱猜" in out
+
+
+def test_it_finds_the_block_that_knows(command_line, tmp_path, checkpoint):
+    """文本全是 " the"，第 2 个块往主路上加 " the" 的方向：涨得最多的就是第 2 个块。"""
+    content = torch.load(checkpoint, weights_only=True)
+    content["model"]["trf_blocks.1.ff.layers.2.bias"] += 100 * content["model"]["out_head.weight"][262]  # 262 是 " the"
+    torch.save(content, tmp_path / "the.pth")
+    (tmp_path / "the.txt").write_text(" the" * 100, encoding="utf-8")
+    code, out, _ = command_line("logit_lens", "--checkpoint", tmp_path / "the.pth", "--text", tmp_path / "the.txt")
+    assert code == 0 and "✗" not in out and "涨得最多的是第 2 个块" in out
 
 
 def test_prompt_with_dollar_and_newline(command_line, checkpoint):

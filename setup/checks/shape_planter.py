@@ -16,7 +16,7 @@ import comments
 
 GROUP = re.compile(r"\(([^()\u4e00-\u9fff]*)\)")
 # 行尾注释的开头：# (b, t)、# 改：(b, t)、# 三个 (d, d)、# 每批 (b, t)、# 各 (h, t, t)、# 都是 (n,)
-LEAD = re.compile(r"#\s*(?:改：)?(?:([一两三四五六])个|[各每都][个批项块层条头是]{0,2}(?:一个)?)?\s*(?=\()")
+LEAD = re.compile(r"#\s*(?:改：)?(?:([一两三四五六])个|([各每])[个批项块层条头种]?(?:一个)?|都是)?\s*(?=\()")
 COUNTS = {"一": 1, "两": 2, "三": 3, "四": 4, "五": 5, "六": 6}
 SEPARATOR = re.compile(r"\s*(→|=|或|，|,|、|和)\s*(?=\()")
 LOSSES = {"cross_entropy", "binary_cross_entropy", "mse_loss", "nll_loss"}  # 得到一个数，注释写的是参数的形状
@@ -115,7 +115,7 @@ class Planter(ast.NodeTransformer):
             match = LEAD.match(comment)
             groups = parse_shapes(comment[match.end() :]) if match else []
             if groups and source.lines[line - 1].strip() != comment:
-                self.sites[line] = SimpleNamespace(line=line, text=comment[match.end() :], looked=0, isnt=False, count=COUNTS.get(match[1]))
+                self.sites[line] = SimpleNamespace(line=line, text=comment[match.end() :], looked=0, isnt=False, count=COUNTS.get(match[1]), each=bool(match[2]))
                 self.place(line, groups)
         for node in ast.walk(source.tree):
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
@@ -222,7 +222,7 @@ class Planter(ast.NodeTransformer):
             if entry and text.startswith("tuple"):  # 特征 (n, 2) 和标签 (n,)：各个张量的形状合起来
                 pieces = [("", [("，", *group[1:]) for _, groups in pieces for group in groups])] * bool(pieces)
             for words, groups in pieces[:1] if entry else pieces:
-                self.sites.setdefault(line, SimpleNamespace(line=line, text=text, looked=0, isnt=False, count=None))
+                self.sites.setdefault(line, SimpleNamespace(line=line, text=text, looked=0, isnt=False, count=None, each=False))
                 claim = self.claim(line, groups)
                 # x (b, t)；input_ids、target_ids 都是 (n, t)；params["g"]、params["b"] (d,)
                 named = re.fullmatch(r'[\s，]*(?:[^A-Za-z]*如 )?((?:[A-Za-z_]\w*(?:\["?\w+"?\])*、?)+) (?:都是 )?', words)

@@ -176,7 +176,9 @@ class Scope:
         reason = f"写了 {wanted} 个，实际有 {len(shapes)} 个张量" if wanted != len(shapes) else "" if shapes else f"得到的是 {type(value).__name__}，不是张量"
         fixes = [([], shape) for shape in shapes]
         span = (claim.slots[0][1][0][1][0], claim.slots[-1][1][-1][1][1])
+        letters = dict(self.letters)
         for (kind, ways), shape in zip(slots, shapes) if not reason else []:
+            self.letters = dict(letters) if claim.site.each else self.letters  # 写着"各""每批"：每个张量的字母可以不同
             reasons = [self.match(dims, shape, claim, local) for dims, _ in ways]
             wrong = [index for index, why in enumerate(reasons) if why]
             if wrong and (kind == "=" or len(wrong) == len(ways)):

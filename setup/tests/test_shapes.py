@@ -43,7 +43,8 @@ points = np.zeros((5, 2))  # (n, 2) = (5, 2)
 left, right = points[:3], points[3:]  # (3, 2)，(2, 2)
 total = points.sum()  # ()
 thirds = [points, points * 2, points * 3]  # 三个 (n, 2)
-each = {"a": points, "b": points}  # 各 (n, 2)
+each = {"a": points, "b": points[:3]}  # 各 (m, 2)
+same = [points, points]  # 都是 (n, 2)
 
 
 class Attention:
@@ -166,7 +167,8 @@ LIES = [
     ("一维写成零维", "total = points.sum()  # ()", "total = points.sum()  # (1,)", None, "写了 1 维，实际是 0 维"),
     ("元组的第二个", "# (3, 2)，(2, 2)", "# (3, 2)，(3, 2)", None, "3"),
     ("个数", "# 三个 (n, 2)", "# 两个 (n, 2)", None, "写了 2 个，实际有 3 个"),
-    ("各是什么", "# 各 (n, 2)", "# 各 (2, n)", None, "2"),
+    ("都是", "same = [points, points]", "same = [points, points[:3]]", None, "n 应是 5，实际是 3"),
+    ("各是多大", "# 各 (m, 2)", "# 各 (2, m)", None, "写着 2，实际是 5"),
     ("文档里的元组", "特征 (n, 2) 和标签 (n,)", "特征 (n, 2) 和标签 (n, 1)", None, "写了 2 维，实际是 1 维"),
     ("字母换了位置", "# (b, h, t, t)", "# (b, t, h, t)", None, "t"),
     ("一次调用里不一致", "queries = x @ self.W_query  # (b, t, d_out)", "queries = x @ self.W_query  # (b, t, t)", None, "t 应是 5"),
@@ -224,7 +226,7 @@ def test_clean_script(tmp_path):
     """都写对时什么也不报；每一条都真的比过，公式和 (max_length, stride) 不当成形状。"""
     result = examine(CLEAN, tmp_path)
     assert result["problems"] == [] and result["unreached"] == []
-    written = [number for number, line in enumerate(CLEAN.splitlines(), start=1) if "(" in line and ("# (" in line or "个 (" in line or "各 (" in line or "输入" in line or "mask (" in line or "Tensor" in line or "→ (" in line)]
+    written = [number for number, line in enumerate(CLEAN.splitlines(), start=1) if "(" in line and ("# (" in line or "个 (" in line or "各 (" in line or "是 (" in line and "#" in line or "输入" in line or "mask (" in line or "Tensor" in line or "→ (" in line)]
     assert sorted(set(written) - set(result["checked"])) == [number for number, line in enumerate(CLEAN.splitlines(), start=1) if "SETTINGS" in line or "HALF" in line]
 
 
