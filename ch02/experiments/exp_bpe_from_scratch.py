@@ -40,7 +40,7 @@ import tiktoken
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 END = "<|endoftext|>"
-BENCH_SIZES = (1_000_000, 10_000_000)  # 测速用的两段文本，各几个字符
+BENCH_SIZES, BENCH_VOCABS = (1_000_000, 10_000_000), (1000, 4000)  # 测速：两段文本各几个字符，词表各多大
 
 # ---- 文本 → 片段 ----
 # 合并只在片段内部进行，片段由 GPT-2 的正则切出：缩写、字母、数字、标点、空白各归各，词前面的一个空格归后面的词。
@@ -799,8 +799,8 @@ def bench(text, gpt2):
         if size == BENCH_SIZES[0]:
             every = [(list(map(ord, to_chars(piece))), 1) for word in WORD.findall(sample) for piece in split_word(word)]
             slow = median_seconds({"朴素版": (learn_merges_naive, every, 2)}, 1)["朴素版"] / 2
-        theirs = train_peer([sample], 4000) if peer else None
-        for vocab_size in (1000, 4000):
+        theirs = train_peer([sample], max(BENCH_VOCABS)) if peer else None
+        for vocab_size in BENCH_VOCABS:
             ours = BPETokenizerSimple()
             candidates = {"本脚本": (ours.train, sample, vocab_size, ())}
             if peer:

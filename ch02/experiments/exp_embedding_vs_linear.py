@@ -166,6 +166,23 @@ def measure(way, layer, ids):
     return min(forward[1:]), min(backward[1:]), numbers * 4
 
 
+def agree(embedding, linear, ids):
+    """两种做法的输出相同吗？梯度呢？
+
+    参数:
+        embedding (nn.Embedding): 嵌入层，已经反向传播过
+        linear (nn.Linear): 权重相同的线性层，同上
+        ids (Tensor): 词元编号，(n,)
+
+    返回:
+        bool: 都相同为 True
+    """
+    with torch.no_grad():
+        same = torch.allclose(lookup(embedding, ids), multiply(linear, ids), atol=1e-6)
+    grad = embedding.weight.grad.to_dense()  # (V, d)　用了 sparse=True 时是稀疏的，先摊开
+    return same and torch.allclose(grad, linear.weight.grad.T, atol=1e-4)
+
+
 def draw(sizes, rows, path):
     """画图：左边用时，右边多占的内存，都是对数坐标。
 
@@ -206,8 +223,8 @@ def main():
     torch.set_num_threads(1)  # 查表只要几十微秒，几个线程互相等，用时就乱跳
     print("一、书上的例子：4 个词元的词表，嵌入维度 5，编码 [2, 3, 1]")
     embedding, linear = make_pair(4, 5)
-    ids = torch.tensor([2, 3, 1])  # (n,)
-    small = lookup(embedding, ids)  # (n, d) = (3, 5)
+    ids = torch.tensor([2, 3, 1])
+    small = lookup(embedding, ids)  # (3, 5)
     print("查表", small.detach())
     print("one-hot 乘矩阵", multiply(linear, ids).detach())
 
@@ -216,13 +233,10 @@ def main():
     rows, same = {}, True
     for vocab_size in sizes:
         embedding, linear = make_pair(vocab_size, args.dim)
-        ids = torch.randint(0, vocab_size, (TOKENS,))  # (n,)
+        ids = torch.randint(0, vocab_size, (TOKENS,))
         for way, layer in ((lookup, embedding), (multiply, linear)):
             rows[way.__name__, vocab_size] = measure(way, layer, ids)
-        with torch.no_grad():
-            same = same and torch.allclose(lookup(embedding, ids), multiply(linear, ids), atol=1e-6)
-        dense = embedding.weight.grad.to_dense()  # (V, d)
-        same = same and torch.allclose(dense, linear.weight.grad.T, atol=1e-4)
+        same = same and agree(embedding, linear, ids)
         for way, name in (("lookup", "查表"), ("multiply", "one-hot")):
             forward, backward, grad = rows[way, vocab_size]
             print(f"  V = {vocab_size:6}　{name}　前向 {forward * 1e3:8.3f} 毫秒　反向 {backward * 1e3:8.3f} 毫秒　梯度 {grad / 1e6:7.2f} MB")
@@ -241,7 +255,7 @@ def main():
     print(f"查表的反向变成 {backward:.0f} 倍：只用到几行，PyTorch 默认却给整张表都准备了梯度（{rows['lookup', big][2] / 1e6:.1f} MB）。")
 
     print("\n这个数字对吗？")
-    book = torch.tensor([0.6957, -1.8061, -1.1589, 0.3255, -0.6315])  # (d,)
+    book = torch.tensor([0.6957, -1.8061, -1.1589, 0.3255, -0.6315])
     confirm("第一行与书上附带材料相同：0.6957, -1.8061, -1.1589, 0.3255, -0.6315", torch.allclose(small[0], book, atol=1e-4), "种子不是 123，或建表之前用过随机数")
     confirm("各种词表大小下，输出与梯度都相同", same, "权重没有转置")
     confirm("one-hot 比查表慢", slower > 1, "词表太小，或者机器正忙")

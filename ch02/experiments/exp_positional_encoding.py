@@ -229,7 +229,7 @@ def draw(model, accuracies, distance, path):
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 7.2), layout="constrained")
     learned = model.pos_emb.weight.detach()
     for axis, table, title in ((axes[0, 0], learned, "可学习：训练之后" if chinese else "learned"), (axes[1, 0], model.table, "正弦：公式算出" if chinese else "sinusoidal")):
-        axis.imshow(table, cmap="RdBu", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+        axis.imshow(table.numpy(), cmap="RdBu", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
         axis.axhline(TRAINED - 0.5, color="black", linestyle="--", linewidth=1)
         axis.set(xlabel="维度" if chinese else "dimension", ylabel="位置" if chinese else "position", title=title)
     gaps = torch.arange(TRAINED)

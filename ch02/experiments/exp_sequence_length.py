@@ -17,7 +17,6 @@
 
 import argparse
 import re
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -231,6 +230,19 @@ class ChineseParser(argparse.ArgumentParser):
 # endregion
 
 
+def cut(ids, t):
+    """把一长串词元切成 b 个样本，每个 t + 1 个词元（多一个是目标），首尾相接。
+
+    参数:
+        ids (Tensor): 词元编号，共 b·t + 1 个
+        t (int): 序列长度
+
+    返回:
+        Tensor: 样本，(b, t + 1)
+    """
+    return ids.unfold(0, t + 1, t)  # (b, t + 1)
+
+
 def train_step(model, ids):
     """一步训练里最费时的部分：前向、损失、反向。
 
@@ -326,16 +338,15 @@ def main():
     except ValueError as error:
         parser.error(str(error))
     ids = torch.randint(0, VOCAB_SIZE, (tokens + 1,))  # (b·t + 1,)
-    # 每种长度切出的样本：b = tokens / t 个，每个 t + 1 个词元（多一个是目标）。
-    batches = {t: ids.unfold(0, t + 1, t) for t in lengths}  # (b, t + 1)
+    batches = {t: cut(ids, t) for t in lengths}
     times = {t: [] for t in lengths}
     for run in range(2 if args.quick else 5):
-        for t, batch in batches.items():  # 轮流量：机器忽快忽慢时，大家一起受影响
+        for t, batch in batches.items():  # 轮流量，取最快的一次：机器忽快忽慢时，大家一起受影响
             start = time.perf_counter()
             train_step(model, batch)
             if run:  # 头一次要分配内存，不算
                 times[t].append((time.perf_counter() - start) / tokens * 1e6)
-    rows = {t: (statistics.median(times[t]), *saved_bytes(model, batches[t], args.heads)) for t in lengths}
+    rows = {t: (min(times[t]), *saved_bytes(model, batches[t], args.heads)) for t in lengths}
 
     print(f"每步 {tokens} 个词元，2 层，d = {args.dim}，{args.heads} 个头")
     for t, (micros, square, rest) in rows.items():

@@ -446,7 +446,7 @@ def draw(cuts, path):
                 x += width
             axis.text(x + 0.4, -row, f"{len(pieces)} 个" if chinese else f"{len(pieces)}", va="center", fontsize=9)
             longest = max(longest, x)
-        names = list(cuts) if chinese else [f"tokenizer {i}" for i in range(1, len(cuts) + 1)]
+        names = list(cuts) if chinese else ["characters", "words", "GPT-2", "own BPE (en)", "own BPE (zh + en)"]
         axis.set(xlim=(-0.3, longest + 6), ylim=(0.6 - len(cuts), 0.6), xticks=[])
         axis.set_yticks([-row for row in range(len(cuts))], names)
         axis.set_title(f"{language}：一个方块是一个词元，灰色的是半个字" if chinese else "one box is one token, grey: partial bytes", fontsize=11)

@@ -11,7 +11,7 @@
 运行：
     python ch04/experiments/exp_flops_and_params.py                 # 图片写到 ch04/outputs/
     python ch04/experiments/exp_flops_and_params.py --tokens 4608 --batch 1
-    约 N 秒，N GB（2 核 CPU）；模型建在 meta 上，只有形状，没有数
+    约 6 秒，0.4 GB（2 核 CPU）；模型建在 meta 上，只有形状，没有数
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """

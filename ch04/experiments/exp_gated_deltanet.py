@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_gated_deltanet.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_gated_deltanet.py --quick
-    约 N 秒，N GB（2 核 CPU）
+    约 100 秒，0.5 GB（只用 1 核）
 
 形状记号：b 批大小　t 序列长度　s 看得见几个（缓存里的加新来的）　c 一块里几个词元　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """
@@ -673,6 +673,7 @@ def main():
         train_ids, val_ids, chars = encode_characters(read_text(path))
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    torch.set_num_threads(1)  # 矩阵都很小，多线程省不了多少；别的程序占着核时，线程互相等，反而慢得多
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
     torch.manual_seed(args.seed)
 

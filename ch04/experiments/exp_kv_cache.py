@@ -487,14 +487,14 @@ def main():
     parser.add_argument("--context-length", type=int, default=256, help="上下文长度（默认：256）")
     parser.add_argument("--window-size", type=int, default=64, help="滑动窗口：每个词元只看最近几个（默认：64）")
     parser.add_argument("--chunk", type=int, default=32, help="分段预填充：提示词一次最多送几个（默认：32）")
-    parser.add_argument("--emb-dim", type=int, default=256, help="嵌入维度 d（默认：256）")
-    parser.add_argument("--heads", type=int, default=8, help="头数，必须能整除 d（默认：8）")
-    parser.add_argument("--layers", type=int, default=6, help="层数（默认：6）")
+    parser.add_argument("--emb-dim", type=int, default=192, help="嵌入维度 d（默认：192）")
+    parser.add_argument("--heads", type=int, default=6, help="头数，必须能整除 d（默认：6）")
+    parser.add_argument("--layers", type=int, default=4, help="层数（默认：4）")
     parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu）")
     parser.add_argument("--quick", action="store_true", help="小模型、上下文 96，几秒钟走完全程")
     args = parser.parse_args()
     if args.quick:
-        args.context_length, args.window_size, args.emb_dim, args.layers = 96, min(args.window_size, 24), 128, 4
+        args.context_length, args.window_size, args.emb_dim = 96, min(args.window_size, 24), 96
     for name, low, high in [("context_length", 2 * PROMPT, 4096), ("window_size", 1, args.context_length), ("chunk", 1, args.context_length), ("emb_dim", 1, 8192), ("heads", 1, 8192), ("layers", 1, 100)]:
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name.replace('_', '-')} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
@@ -511,7 +511,7 @@ def main():
     windowed.load_state_dict(model.state_dict())  # 同一份权重，只是看得近
 
     prompt = torch.randint(cfg["vocab_size"], (1, PROMPT)).to(device)  # (b, t)
-    past = 8 if args.quick else 24  # 满了之后再走几步
+    past = 8 if args.quick else 16  # 满了之后再走几步
     steps = context - PROMPT + 1 + past
     full, half = {"keep": None}, {"keep": context // 2}
 

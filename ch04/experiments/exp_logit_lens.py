@@ -11,7 +11,7 @@
 运行：
     python ch05/main/gpt_train.py                       # 先训练一个小模型（约 90 秒），没有它就只能看没训练过的
     python ch04/experiments/exp_logit_lens.py           # 图片写到 ch04/outputs/
-    约 N 秒，N GB（2 核 CPU）
+    约 4 秒，1 GB（2 核 CPU）
 
 形状记号：b 批大小（这里是 1）　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 层数加 1
 """

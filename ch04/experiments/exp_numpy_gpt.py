@@ -12,7 +12,7 @@
     python ch04/experiments/exp_numpy_gpt.py                               # 没有权重就用随机数，形状是 124M 的
     python ch04/experiments/exp_numpy_gpt.py --weights gpt2-124M.safetensors --prompt "Every effort moves you"
     python ch04/experiments/exp_numpy_gpt.py --quick
-    约 N 秒，N GB（2 核 CPU）
+    约 15 秒，2.0 GB（2 核 CPU）
 
 形状记号：t 这一次送进来几个词元　s 连同缓存一共几个　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　b 批大小
 """

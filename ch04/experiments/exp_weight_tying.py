@@ -426,7 +426,7 @@ def main():
     safe_console()
     parser = ChineseParser("实验　词嵌入和输出层共用一份权重")
     parser.add_argument("--emb-dim", type=int, default=128, help="嵌入维度 d，要能被 32 整除（默认：128）")
-    parser.add_argument("--steps", type=int, default=120, help="各训练几步（默认：120）")
+    parser.add_argument("--steps", type=int, default=80, help="各训练几步（默认：80）")
     parser.add_argument("--text", type=Path, help="训练用的文本（默认：the-verdict.txt，没有就用自带的 story-en.txt）")
     parser.add_argument("--quick", action="store_true", help="只训练 12 步，样本也短")
     args = parser.parse_args()

@@ -4,7 +4,7 @@
 
 怎么看见张量：在语法树里给写了注释的表达式套一层 look__(…)，它记下形状，把值原样交还；脚本的代码、行号、随机数都不变。
 用 sys.settrace 也能停在每一行，但只看得见变量，看不见链式调用的半路、推导式的每一项、append 的参数，还会拖慢整个脚本。
-在临时的小项目里跑（自带的数据，缩小的 mini 模型），读者的 outputs/ 不受影响。没跑到的注释不算查过，如实报数。
+在临时的小项目里跑，读者的 outputs/ 不受影响；那里的 mini 和 124M 都缩小了，所以第 5–7 章的注释写字母，不写 768 这样的数。没跑到的注释不算查过，如实报数。
 
 规则：同一次调用里，每个字母只能是一个数；有同名的整数变量，就必须等于它；详见 shape_scope.py。
     4d、b·t、t + 1 是算式；… 是任意几维；(n,) 或 () 是两者之一；(t, d) = (6, 3) 是两者都对；(b, t)，(b,) 是两个张量；A → B 是变形前后。
@@ -185,8 +185,11 @@ def examine(path, project):
         dict: checked 查过的行、unreached 没跑到的、lies 不对的、looks 比了几次、problems 写成一行的问题、fixes 建议
     """
     name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    source = comments.read(path)
     result = {"checked": [], "unreached": [], "lies": {}, "looks": 0, "seconds": 0.0, "problems": [], "fixes": []}
+    try:
+        source = comments.read(path)
+    except SyntaxError as error:
+        return result | {"problems": [f"{name}:{error.lineno or 1}　Python 读不懂这个文件，先让它能运行"]}
     if Planter(source).sites:
         script, started = copy_script(path, project), time.time()
         handle, report = tempfile.mkstemp(suffix=".json", dir=project)
