@@ -75,18 +75,25 @@ def regions(path):
 
 @cache  # 一个文件里常有好几个组件，只分析一次
 def parse(text):
-    """把一段代码变成语法树和记号。
+    """把一段代码变成语法树，再找出注释和多行字符串。
 
     参数:
         text (str): 代码
 
     返回:
-        tuple: 语法树，和 tokenize 切出的各个记号
+        tuple: 语法树；行号 → 注释起始列，要保留的形状；在多行字符串里面的行号
 
     异常:
         SyntaxError: 不是能运行的 Python
     """
-    return ast.parse(text), list(tokenize.generate_tokens(io.StringIO(text).readline))
+    tree, comments, strings = ast.parse(text), {}, set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            shape = SHAPE.match(token.string)
+            comments[token.start[0]] = (token.start[1], shape and shape.group(1))
+        elif token.end[0] > token.start[0]:  # 只有字符串会跨行；里面的空行是内容，不能删
+            strings.update(range(token.start[0] + 1, token.end[0] + 1))
+    return tree, comments, strings
 
 
 @cache  # 一个组件会被许多脚本沿用，只算一次
@@ -110,7 +117,7 @@ def component(source, name):
         raise ValueError(f"原处 {source} 不存在")
     text = path.read_text(encoding="utf-8")
     try:
-        tree, tokens = parse(text)
+        tree, comments, strings = parse(text)
     except SyntaxError as error:
         raise ValueError(f"{source} 第 {error.lineno} 行有语法错误，先让它能运行") from None
     node = next((node for node in tree.body if name in names_of(node)), None)
@@ -127,13 +134,6 @@ def component(source, name):
             first_line = ast.get_docstring(inner).splitlines()[0] + (f"（详解见 {source}）" if inner is node else "")
             keep = inner is node or len(inner.body) == 1  # 方法里除了文档什么都没有时，去掉它就不成语法了
             docstrings[doc.lineno] = (doc.end_lineno, f'{" " * doc.col_offset}"""{first_line}"""' if keep else None)
-
-    comments, strings = {}, set()  # 行号 → 注释起始列，要保留的形状；在多行字符串里面的行
-    for token in tokens:
-        if token.type == tokenize.COMMENT:
-            shape = SHAPE.match(token.string)
-            comments[token.start[0]] = (token.start[1], shape and shape.group(1))
-        strings.update(range(token.start[0] + 1, token.end[0] + 1))  # 只有字符串会跨行；里面的空行是内容，不能删
 
     lines, result, number = text.splitlines(), [], first
     while number <= node.end_lineno:
@@ -194,15 +194,13 @@ def code_lines(text):
     返回:
         list[tuple[str, int]]: 去掉注释的代码行，和它的行号（从 0 起）
     """
-    skipped, comments = set(), {}
-    for inner in ast.walk(ast.parse(text)):
+    tree, comments, _ = parse(text)
+    skipped = set()
+    for inner in ast.walk(tree):
         if isinstance(inner, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(inner):
             skipped.update(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.start[1]
     lines = enumerate(text.splitlines(), start=1)
-    cleaned = [(line[: comments.get(number)].rstrip(), number - 1) for number, line in lines if number not in skipped]
+    cleaned = [(line[: comments.get(number, [None])[0]].rstrip(), number - 1) for number, line in lines if number not in skipped]
     return [(line, number) for line, number in cleaned if line]
 
 

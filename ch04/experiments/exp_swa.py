@@ -647,7 +647,7 @@ def main():
     plain = MultiHeadAttention(64, 64, context, 0.0, 8)
     torch.manual_seed(args.seed)
     wide = MultiHeadAttentionWithSWA(64, 64, 0.0, 8, sliding_window_size=16)
-    x = torch.randn(2, 16, 64)  # (b, t, d)
+    x = torch.randn(2, 16, 64)  # (2, 16, 64)
     confirm("窗口不小于句子时，与第 3 章的 MultiHeadAttention 输出相同", torch.allclose(plain(x), wide(x), atol=1e-6), "窗口没有把自己算进去")
     confirm("书中的配置：27 层有窗口，17.18、4.29、3.14、0.78 GB，与原书仓库相同", (windows, *[f"{size:.2f}" for size in sizes]) == (27, "17.18", "4.29", "3.14", "0.78"), "忘了乘 2，或层数分错了")
 

@@ -226,6 +226,7 @@ def test_trained_and_untrained(command_line, checkpoint):
 def test_it_finds_the_block_that_knows(command_line, tmp_path, checkpoint):
     """文本全是 " the"，第 2 个块往主路上加 " the" 的方向：涨得最多的就是第 2 个块。"""
     content = torch.load(checkpoint, weights_only=True)
+    content["model"]["out_head.weight"][262] *= 5  # 维数少，输出层又是随机的小数，不放大就显不出来
     content["model"]["trf_blocks.1.ff.layers.2.bias"] += 100 * content["model"]["out_head.weight"][262]  # 262 是 " the"
     torch.save(content, tmp_path / "the.pth")
     (tmp_path / "the.txt").write_text(" the" * 100, encoding="utf-8")

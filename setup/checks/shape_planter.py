@@ -115,11 +115,26 @@ class Planter(ast.NodeTransformer):
             match = LEAD.match(comment)
             groups = parse_shapes(comment[match.end() :]) if match else []
             if groups and source.lines[line - 1].strip() != comment:
-                self.sites[line] = SimpleNamespace(line=line, text=comment[match.end() :], looked=0, isnt=False, count=COUNTS.get(match[1]), each=bool(match[2]))
+                self.sites[line] = self.site(line, comment[match.end() :], COUNTS.get(match[1]), bool(match[2]))
                 self.place(line, groups)
         for node in ast.walk(source.tree):
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
                 self.read_doc(node)
+
+    @staticmethod
+    def site(line, text, count=None, each=False):
+        """登记一条注释。
+
+        参数:
+            line (int): 第几行
+            text (str): 注释，从形状开始；文档就是那一行
+            count (int): 写着"三个"就是 3
+            each (bool): 写着"各""每批"：每个张量的字母可以不同
+
+        返回:
+            SimpleNamespace: 另有 looked 比过几次、isnt 其实不是形状
+        """
+        return SimpleNamespace(line=line, text=text, count=count, each=each, looked=0, isnt=False)
 
     def claim(self, line, groups):
         """登记一个断言。
@@ -170,14 +185,14 @@ class Planter(ast.NodeTransformer):
         called = ast.unparse(value.func).split(".")[-1] if isinstance(value, ast.Call) else None
         target = getattr(node, "target", None) or (node.items[-1].optional_vars if isinstance(node, ast.With) else getattr(node, "targets", [None])[0])
         if node.lineno < line < last:  # 一句话的中间一行：在这一行结束的、最大的那些表达式
-            ends = [inner for inner in ast.walk(node) if isinstance(inner, ast.expr) and inner.end_lineno == line and not isinstance(inner, (ast.Constant, ast.Starred))]
-            ends = [inner for inner in ends if isinstance(getattr(inner, "ctx", ast.Load()), ast.Load)]
+            ends = [inner for inner in ast.walk(node) if isinstance(inner, ast.expr) and inner.end_lineno == line]
+            ends = [inner for inner in ends if isinstance(getattr(inner, "ctx", ast.Load()), ast.Load) and not isinstance(inner, (ast.Constant, ast.Starred))]
             self.share(line, groups, [inner for inner in ends if not any(inner in list(ast.walk(outer))[1:] for outer in ends)])
         elif isinstance(node, (ast.For, ast.With)) and target:
             self.inside.setdefault(node, []).append((target, self.claim(line, groups)))
         elif isinstance(target, ast.Tuple) or isinstance(node, ast.AugAssign):
             self.after.setdefault(node, []).append((target, self.claim(line, groups)))
-        elif called in LOSSES and 'reduction="none"' not in ast.unparse(value).replace("'", '"') or isinstance(node, ast.Expr) and called in ("append", "add", "extend"):
+        elif called in LOSSES and "reduction='none'" not in ast.unparse(value) or isinstance(node, ast.Expr) and called in ("append", "add", "extend"):
             self.share(line, groups, value.args[: len(groups)])
         elif any(separator == "→" for separator, _, _ in groups):
             chain = [value]  # 变形前后：最后一个形状是结果，第一个是变形之前的张量，中间的沿着链往里数
@@ -198,8 +213,8 @@ class Planter(ast.NodeTransformer):
             ast.expr: 没有就是 None
         """
         if isinstance(node, ast.Call):
-            method = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) != "torch" and (node.func.attr in comments.RESHAPING or not node.args)
-            return node.func.value if method else node.args[0] if node.args else None
+            method = isinstance(node.func, ast.Attribute) and (node.func.attr in comments.RESHAPING or not node.args)
+            return node.func.value if method and ast.unparse(node.func.value) != "torch" else node.args[0] if node.args else None
         return node.left if isinstance(node, ast.BinOp) else node.value if isinstance(node, (ast.Subscript, ast.Attribute)) else None
 
     def read_doc(self, node):
@@ -222,7 +237,7 @@ class Planter(ast.NodeTransformer):
             if entry and text.startswith("tuple"):  # 特征 (n, 2) 和标签 (n,)：各个张量的形状合起来
                 pieces = [("", [("，", *group[1:]) for _, groups in pieces for group in groups])] * bool(pieces)
             for words, groups in pieces[:1] if entry else pieces:
-                self.sites.setdefault(line, SimpleNamespace(line=line, text=text, looked=0, isnt=False, count=None, each=False))
+                self.sites.setdefault(line, self.site(line, text))
                 claim = self.claim(line, groups)
                 # x (b, t)；input_ids、target_ids 都是 (n, t)；params["g"]、params["b"] (d,)
                 named = re.fullmatch(r'[\s，]*(?:[^A-Za-z]*如 )?((?:[A-Za-z_]\w*(?:\["?\w+"?\])*、?)+) (?:都是 )?', words)

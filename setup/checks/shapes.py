@@ -105,8 +105,9 @@ def run_inside(script, report, arguments):
         traceback.print_exc()
         code = 1
     sites = [site for site in planter.sites.values() if site.looked or not site.isnt]
-    result = {"checked": [site.line for site in sites if site.looked], "unreached": [[site.line, site.text] for site in sites if not site.looked], "lies": this.lies}
-    report.write_text(json.dumps(result | {"looks": sum(site.looked for site in sites)}), encoding="utf-8")
+    result = {"checked": [site.line for site in sites if site.looked], "looks": sum(site.looked for site in sites), "lies": this.lies}
+    result["unreached"] = [[site.line, site.text] for site in sites if not site.looked]
+    report.write_text(json.dumps(result), encoding="utf-8")
     sys.exit(code)
 
 
@@ -171,7 +172,8 @@ def run(command, project):
     """
     environment = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"} | os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("LLM_DATA_DIR", None)  # 里面的数据已经拷来了；权重太大，用缩小的
-    return subprocess.run([sys.executable, *map(str, command)], cwd=project, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=900)
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=900)
 
 
 def examine(path, project):
@@ -226,7 +228,8 @@ def main():
         jobs, words = int(words[at + 1]) if words[at + 1 : at + 2] and words[at + 1].isdigit() else 0, words[:at] + words[at + 2 :]
     options = {word for word in words if word.startswith("-")}
     paths = [Path(word).resolve() for word in words if word not in options] or [path for path in comments.scripts() if "setup" not in path.parts]
-    wrong = sorted(options - {"--fix", "--verbose", "-h", "--help"}) + [str(path) for path in paths if path.suffix != ".py" or not path.is_file()] + ["--jobs"] * (jobs < 1)
+    wrong = sorted(options - {"--fix", "--verbose", "-h", "--help"}) + ["--jobs"] * (jobs < 1)
+    wrong += [str(path) for path in paths if path.suffix != ".py" or not path.is_file()]
     if wrong:
         print(f"出错了：看不懂 {wrong[0]}，用法：shapes.py [--fix] [--verbose] [--jobs 几] [已有的 .py 文件…]", file=sys.stderr)
         sys.exit(2)
@@ -237,10 +240,11 @@ def main():
         project = make_project(Path(folder), train=any(re.search("gpt_mini|124M", path.read_text(encoding="utf-8")) for path in paths))
         results = list(pool.map(lambda path: examine(path, project), paths))
     for path, result in zip(paths, results):
+        name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         print("".join(f"{line}\n" for line in result["problems"] + result["fixes"] * ("--fix" in options)), end="")
         if "--verbose" in options:
-            print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}　查过 {len(result['checked'])} 条，{result['seconds']:.1f} 秒")
-            print("".join(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}:{line}　没有跑到　{text}\n" for line, text in result["unreached"]), end="")
+            print(f"{name}　查过 {len(result['checked'])} 条，{result['seconds']:.1f} 秒")
+            print("".join(f"{name}:{line}　没有跑到　{text}\n" for line, text in result["unreached"]), end="")
     problems = sum(len(result["problems"]) for result in results)
     checked, looks, unreached = (sum(result[key] if key == "looks" else len(result[key]) for result in results) for key in ("checked", "looks", "unreached"))
     print(f"{len(paths)} 个脚本：查过 {checked} 条形状注释（比了 {looks:,} 次），{unreached} 条没有跑到，{problems} 处不对，{time.time() - started:.0f} 秒")

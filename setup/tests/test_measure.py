@@ -146,7 +146,8 @@ def test_everything_is_written(project):
 
 def test_dry_run_writes_nothing(project):
     code, out, _ = project("", "约 30 秒，2.0 GB（2 核 CPU）", "--dry-run")
-    assert code == 0 and "→ 约 1 秒，0.1 GB" in out and "什么也没写" in out
+    # 子进程的内存峰值里带着分叉之前父进程的，而这里的父进程是 pytest，所以不止 0.1 GB。
+    assert code == 0 and re.search(r"→ 约 1 秒，0\.\d GB", out) and "什么也没写" in out
     assert project.header() == "约 30 秒，2.0 GB（2 核 CPU）" and (project.root / "README.md").read_text(encoding="utf-8") == ROOT_README
 
 
@@ -154,7 +155,7 @@ def test_quick_and_out_are_used(project):
     """--quick 也量；能写到别处的，就不碰训练好的模型。"""
     body = 'assert sys.argv[sys.argv.index("--out") + 1]\nif "--quick" not in sys.argv: time.sleep(1.6)'
     code, out, _ = project(body, "约 30 秒，2.0 GB（2 核 CPU）；--quick 约 50 秒", "ch02/main/small.py")
-    assert code == 0 and re.fullmatch(r"约 [2-9] 秒，0.1 GB（2 核 CPU）；--quick 约 [1-3] 秒", project.header()), project.header()
+    assert code == 0 and re.fullmatch(r"约 [2-9] 秒，0\.\d GB（2 核 CPU）；--quick 约 [1-3] 秒", project.header()), project.header()
 
 
 @pytest.mark.parametrize(
