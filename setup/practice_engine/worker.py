@@ -853,6 +853,15 @@ def unlimit_memory(saved):
         saved.set()
 
 
+def own_threads():
+    """有几个线程，tqdm 看管进度条的那个不算（它不碍事）。
+
+    返回:
+        int: 个数
+    """
+    return sum(not type(thread).__module__.startswith("tqdm") for thread in threading.enumerate())
+
+
 def main():
     """一行 JSON 请求，一行 JSON 回答，直到输入关上。"""
     token, folder = sys.argv[1], sys.argv[2]
@@ -886,7 +895,7 @@ def main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 2**20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     hang_file = open(os.path.join(folder, "hang.txt"), "w+", encoding="utf-8")
     sandbox = Sandbox(folder, hang_file, 10)
-    threads = threading.active_count()
+    threads = own_threads()
     answer(phase="ready")
     for line in requests:
         request = json.loads(line)
@@ -915,7 +924,7 @@ def main():
             result = {"ok": False, "kind": "internal", "message": f"检查工具自己出错了：{type(error).__name__}: {error}", "detail": traceback.format_exc()[-3000:], "line": None}
         # 弄脏了（改过 torch、用光过内存、留下了线程）就请父进程换一个新的。
         dirty = result["kind"] in ("tamper", "memory", "internal") if "kind" in result else False
-        dirty = dirty or threading.active_count() > threads or any((case.get("error") or {}).get("type") == "MemoryError" for case in result.get("cases", []))
+        dirty = dirty or own_threads() > threads or any((case.get("error") or {}).get("type") == "MemoryError" for case in result.get("cases", []))
         answer(result=result, dirty=dirty)
 
 
