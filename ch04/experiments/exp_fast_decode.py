@@ -939,7 +939,7 @@ def main():
         if peer in peers:
             print(f"  与 {peer} 比：" + "，".join(f"「{name}」{speeds[name] / speeds[peer]:.2f} 倍" for name in ours if name in decoders) + "。")
     least = min(shares, key=shares.get)
-    print(f"  每个词元的时间里（提示词那一段也摊进来），逐个词元的矩阵乘法占的，「{first}」是 {shares[first]:.0%}，「{least}」是 {shares[least]:.0%}：乘法越快，剩下的注意力、归一化和 Python 就越显眼。")
+    print(f"  每个词元的时间里（提示词那一段也摊进来），矩阵乘向量占：「{first}」{shares[first]:.0%}，「{least}」{shares[least]:.0%}；其余是注意力、归一化、Python，和提示词那一段。")
 
     print("\n这个数字对吗？")
     expected = 4 * (config["n_layers"] * 12 * config["emb_dim"] ** 2 + config["vocab_size"] * config["emb_dim"])

@@ -553,7 +553,7 @@ def main():
         train_ids, val_ids, chars = encode_characters(read_text(path))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    torch.set_num_threads(1)  # 矩阵都很小，多线程省不了多少；别的程序占着核时，线程互相等，反而慢得多
+    torch.set_num_threads(1)  # 矩阵都很小，两个线程也只快三成；别的程序占着核时，线程互相等，反而慢好几倍
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
     print(f"模型　2 层，d = {d}，8 个头，上下文 {context}；{experts} 个专家，每个中间 {hidden} 维，每个词元用 {top_k} 个；每个训练 {steps} 步")
     cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": d, "n_heads": 8, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
