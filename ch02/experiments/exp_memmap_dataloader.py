@@ -10,7 +10,7 @@
 运行：
     python ch02/experiments/exp_memmap_dataloader.py                        # 图片写到 ch02/outputs/
     python ch02/experiments/exp_memmap_dataloader.py --text 我的文章.txt    # 先试试自己的文本
-    约 13 秒，1.3 GB，临时占 0.2 GB 磁盘（2 核 CPU）
+    约 12 秒，1.3 GB，临时占 0.2 GB 磁盘（2 核 CPU）
 
 形状记号：b 批大小　t 窗口长度，也就是 max_length　n 样本数
 """

@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_mla.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_mla.py --quick
-    约 100 秒，0.5 GB（2 核 CPU）
+    约 65 秒，0.5 GB（2 核 CPU）
 
 形状记号：b 批大小　t 这次送进来几个词元　s 看得见几个（缓存里的加新来的）　d 嵌入维度　h 头数　k 每个头的维度　r 压缩后几个数　V 词表大小
 """
