@@ -7,7 +7,7 @@
     python setup/practice.py start LayerNorm         # 出题，写到 ch04/practice/LayerNorm.py
     python setup/practice.py check LayerNorm         # 检查
     python setup/practice.py --help                  # 全部命令
-    检查一次约 2 秒（2 核 CPU）；watch 时每次存盘不到 1 秒
+    检查一次约 2 秒，0.3 GB（2 核 CPU）；watch 时每次存盘不到 1 秒
 """
 
 import argparse

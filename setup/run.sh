@@ -43,7 +43,7 @@ fi
 install() { # 参数：标记名，之后是 pip install 的参数
     mark="$venv/.installed-$1"
     shift
-    wanted="$(cat "$root/requirements.txt" "$root/setup/requirements-test.txt"; printf '%s ' "$@")"
+    wanted="$(cat "$root/requirements.txt" "$root"/setup/requirements-*.txt; printf '%s ' "$@")"
     [ -f "$mark" ] && [ "$(cat "$mark")" = "$wanted" ] && return 0
     say "正在安装依赖（第一次要几分钟）：pip install $*"
     if ! "$python" -m pip install --quiet --disable-pip-version-check "$@"; then

@@ -5,7 +5,7 @@
 看点：　① 共用之后，参数、优化器的状态都少一大块；② 初始化不改就共用，一开始的损失高得离谱：logits 太大了；
         ③ 共用的那份权重，梯度是两头的梯度之和；④ 三条曲线，谁在下面。
 动手改：1. 把 SMALL_STD 从 0.02 改成 0.2：共用的初始损失又变高了。
-        2. --emb-dim 64：词嵌入占的比例更大，共用省得更多。
+        2. --emb-dim 64：词嵌入占的比例更大，共用省下的比例也更大。
         3. 把 tie 里的 model.out_head.weight = model.tok_emb.weight 改成 model.out_head.weight.data.copy_(model.tok_emb.weight)（只复制了一次，不是共用）：
            一开始相同，走一步就各走各的，参数也没有少，自查变成 ✗。
 
