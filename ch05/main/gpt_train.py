@@ -795,7 +795,7 @@ def run(args):
     print(f"\n训练后　训练损失 {final[0]:.3f}　验证损失 {final[1]:.3f}\n    {token_ids_to_text(token_ids, tokenizer)!r}")
     picture = args.out / f"loss_{args.size}.png"
     plot_losses(torch.linspace(0, num_epochs, len(train_losses)), tokens_seen, train_losses, val_losses, picture)
-    print(f"检查点　{checkpoint}\n损失曲线{picture}")
+    print(f"检查点　　{checkpoint}\n损失曲线　{picture}")
 
     print("\n这个数字对吗？")
     chance = math.log(config["vocab_size"])
