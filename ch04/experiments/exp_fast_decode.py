@@ -308,12 +308,13 @@ class Decoder:
     参数:
         model (GPTModel): 权重从这里来
         linear (type): 用哪种线性层
-        dtype (torch.dtype): 激活值和缓存的精度
+        dtype (torch.dtype): 激活值的精度
         preallocated (bool): KV 缓存是预分配（True），还是每步拼接（False）
+        cache_dtype (torch.dtype 或 None): KV 缓存和注意力的精度；None 就与激活值相同
     """
 
-    def __init__(self, model, linear, dtype, preallocated=True):
-        self.dtype, self.preallocated = dtype, preallocated
+    def __init__(self, model, linear, dtype, preallocated=True, cache_dtype=None):
+        self.dtype, self.preallocated, self.cache_dtype = dtype, preallocated, cache_dtype or dtype
         self.tok_emb, self.pos_emb = model.tok_emb.weight.detach().to(dtype), model.pos_emb.weight.detach().to(dtype)
         self.layers = []
         with torch.no_grad():
@@ -330,7 +331,7 @@ class Decoder:
         self.nbytes = sum(each.nbytes for each in self.linears)
         self.heads, self.head_dim = att.num_heads, att.head_dim
         shape = (len(self.layers), self.heads, len(self.pos_emb), self.head_dim) if preallocated else (len(self.layers), self.heads, 0, self.head_dim)
-        self.keys, self.values = list(torch.zeros(shape, dtype=dtype)), list(torch.zeros(shape, dtype=dtype))  # 每层一个 (h, s, k)，预分配时 s 留满上下文长度
+        self.keys, self.values = ([*torch.zeros(shape, dtype=self.cache_dtype)] for _ in range(2))  # 每层一个 (h, s, k)，预分配时 s 留满上下文长度
         self.length = 0
 
     def reset(self):
@@ -358,7 +359,7 @@ class Decoder:
         self.keys[i][:, start:s], self.values[i][:, start:s] = keys, values
         return self.keys[i][:, :s], self.values[i][:, :s]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, ids, only_last=False):
         """前向传播。
 
@@ -372,11 +373,12 @@ class Decoder:
         t, d = len(ids), self.tok_emb.shape[1]
         x = self.tok_emb[ids] + self.pos_emb[self.length : self.length + t]  # (t, d)
         for i, (norm1, norm2, qkv, out_proj, up, down) in enumerate(self.layers):
-            queries, keys, values = qkv(F.layer_norm(x, (d,), *norm1)).view(t, 3, self.heads, self.head_dim).permute(1, 2, 0, 3)  # (h, t, k)　三个都是
+            mixed = qkv(F.layer_norm(x, (d,), *norm1)).to(self.cache_dtype)  # (t, 3d)
+            queries, keys, values = mixed.view(t, 3, self.heads, self.head_dim).permute(1, 2, 0, 3)  # (h, t, k)　三个都是
             keys, values = self.store(i, keys, values)
             # 一次送进几个时才要掩码。is_causal 的掩码从左上角画起，缓存里已经有词元时就画错了：所以只许 t = 1，或者缓存是空的。
             context = F.scaled_dot_product_attention(queries[None], keys[None], values[None], is_causal=t > 1)[0]  # (h, t, k)
-            x = x + out_proj(context.transpose(0, 1).reshape(t, d))  # (t, d)
+            x = x + out_proj(context.transpose(0, 1).reshape(t, d).to(self.dtype))  # (t, d)
             x = x + down(F.gelu(up(F.layer_norm(x, (d,), *norm2)), approximate="tanh"))
         self.length += t
         return self.out_head(F.layer_norm(x[-1:] if only_last else x, (d,), *self.final_norm))
@@ -397,7 +399,7 @@ class Decoder:
             new.append(self.forward(new[-1][None])[0].argmax())
         return torch.stack(new).tolist()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def only_multiply(self):
         """只做一个词元要做的全部矩阵乘法，别的都不做：这是生成速度的上限，用来看其余的事占多少时间。
 
@@ -553,7 +555,7 @@ def draw(rows, path):
 
     chinese = use_chinese_font()
     english = {"不缓存（书上的写法）": "no cache (book)", "KV 缓存 fp32": "KV cache fp32", "＋oneDNN 重排": "+ oneDNN packed", "＋预分配缓存": "+ preallocated KV", "bf16": "bf16"}
-    english |= {"bf16 ＋重排": "bf16 packed", "fp16": "fp16", "int8": "int8", "int4": "int4", "int4 ＋compile": "int4 + compile"}
+    english |= {"bf16 ＋重排": "bf16 packed", "fp16": "fp16", "＋注意力用 fp32": "+ fp32 attention", "int8": "int8", "int4": "int4", "int4 ＋compile": "int4 + compile"}
     figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(rows) + 1.3), layout="constrained")
     names = [name if chinese else english.get(name, name) for name, *_ in rows]
     speeds = [speed for _, speed, _ in rows]
@@ -852,8 +854,10 @@ def main():
         "bf16": (PlainLinear, bf16, True),
         "bf16 ＋重排": (PackedLinear, bf16, True),
         "fp16": (PlainLinear, torch.float16, True),
+        # 缓存比权重小得多（192 个词元，fp32 也只有 14 MB），不必省；16 位的注意力在 CPU 上没有快的内核，换成 fp32 反而快。
+        "＋注意力用 fp32": (PlainLinear, torch.float16, True, fp32),
         "int8": (Int8Linear, fp32, True),
-        "int4": (Int4Linear, bf16, True),
+        "int4": (Int4Linear, bf16, True, fp32),
     }
     decoders, quality = {}, {}
     for name, plan in plans.items():
@@ -935,7 +939,7 @@ def main():
     for before, after, ratio in steps:
         if ratio < 1.03:
             print(f"  「{after}」没有帮助：是「{before}」的 {ratio:.2f} 倍。")
-    for peer, ours in [("transformers fp32", ["＋预分配缓存", "int8", "int4"]), ("transformers bf16", ["bf16 ＋重排", "fp16"])]:
+    for peer, ours in [("transformers fp32", ["＋预分配缓存", "int8", "int4"]), ("transformers bf16", ["bf16 ＋重排", "fp16", "＋注意力用 fp32"])]:
         if peer in peers:
             print(f"  与 {peer} 比：" + "，".join(f"「{name}」{speeds[name] / speeds[peer]:.2f} 倍" for name in ours if name in decoders) + "。")
     least = min(shares, key=shares.get)
@@ -946,7 +950,7 @@ def main():
     confirm(f"fp32 每个词元读 {base.nbytes / 1e6:.1f} MB 权重 = 4 字节 ×（12 d² × 层数 + V d）", base.nbytes == expected, "漏了输出层，或多算了词嵌入（词嵌入只查一行，不用全读）")
     with torch.no_grad():
         reference = model(sequence[None])[0, len(ids) - 1 :]  # (n, V)
-    worst = max((reference - logits[name]).abs().max().item() / spread for name, (_, dtype, _) in plans.items() if name in decoders and dtype is fp32 and name != "int8")
+    worst = max((reference - logits[name]).abs().max().item() / spread for name, (_, dtype, *_) in plans.items() if name in decoders and dtype is fp32 and name != "int8")
     confirm(f"fp32 的各级，logits 都与 gpt.py 相同（最多差标准差的 {worst:.0e}）", worst < 1e-3, "权重叠错了次序，或缓存错位")
     top = reference.topk(2, dim=-1).values
     ties = (top[:, 0] - top[:, 1]) < 1e-4 * spread

@@ -322,7 +322,7 @@ def test_fast_decode_script(call, tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, getattr(module, name) | small)
     result = call("exp_fast_decode", "--quick", "--new-tokens", 8)
     check_output(result, tmp_path)
-    assert "跳过" not in result[1] and len(re.findall(r"倍 +\d+ +\d+% +\d+% +\d/8 +[\d.]+% +[\d.]+（[+-][\d.]+%）", result[1])) == 8
+    assert "跳过" not in result[1] and len(re.findall(r"倍 +\d+ +\d+% +\d+% +\d/8 +[\d.]+% +[\d.]+（[+-][\d.]+%）", result[1])) == 9
 
 
 # ---- exp_flops_and_params ----
