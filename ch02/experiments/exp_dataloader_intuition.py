@@ -21,7 +21,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -137,6 +136,8 @@ def draw(datasets, path):
         datasets (dict[int, GPTDatasetV1]): 步幅 → 样本
         path (Path): 图片写到哪里
     """
+    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+
     chinese = use_chinese_font()
     figure, axes = plt.subplots(2, len(datasets), figsize=(3.3 * len(datasets), 5), height_ratios=[3, 1], sharex=True, squeeze=False, layout="constrained")
     for column, (stride, dataset) in enumerate(datasets.items()):

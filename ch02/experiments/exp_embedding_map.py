@@ -22,7 +22,6 @@ import sys
 from itertools import product
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
 
@@ -201,6 +200,8 @@ def draw(maps, words, labels, path):
         labels (list[str]): 每个词的类
         path (Path): 图片写到哪里
     """
+    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+
     chinese = use_chinese_font()
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained")
     for axis, (title, vectors) in zip(axes, maps.items()):

@@ -27,7 +27,6 @@ from bisect import bisect_right
 from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tiktoken
 import torch
@@ -370,6 +369,8 @@ def draw(rows, path):
         rows (dict): 名字 → measure 的结果
         path (Path): 图片写到哪里
     """
+    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+
     chinese = use_chinese_font()
     names = list(rows) if chinese else [f"{'list' if '列表' in name else 'memmap'} {''.join(re.findall('[0-9.]+', name))}" for name in rows]
     panels = [("秒", "打开要几秒", "seconds to open"), ("自己", "自己占的内存（MB）", "own memory (MB)"), ("批", "每秒几批", "batches per second")]

@@ -21,7 +21,6 @@ import re
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
 
@@ -225,6 +224,8 @@ def draw(model, accuracies, distance, path):
         distance (int): 抄前面第几个
         path (Path): 图片写到哪里
     """
+    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+
     chinese = use_chinese_font()
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 7.2), layout="constrained")
     learned = model.pos_emb.weight.detach()

@@ -21,7 +21,6 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
 
@@ -299,6 +298,8 @@ def draw(rows, tokens, path):
         rows (dict): 长度 → 三样：每个词元几微秒、t² 的字节数、其余的字节数
         path (Path): 图片写到哪里
     """
+    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+
     chinese = use_chinese_font()
     lengths = list(rows)
     labels = [str(t) for t in lengths]
@@ -337,6 +338,7 @@ def main():
         model = GPTModel(cfg)
     except ValueError as error:
         parser.error(str(error))
+    print(f"每步 {tokens} 个词元，2 层，d = {args.dim}，{args.heads} 个头", flush=True)
     ids = torch.randint(0, VOCAB_SIZE, (tokens + 1,))  # (b·t + 1,)
     batches = {t: cut(ids, t) for t in lengths}
     times = {t: [] for t in lengths}
@@ -348,7 +350,6 @@ def main():
                 times[t].append((time.perf_counter() - start) / tokens * 1e6)
     rows = {t: (min(times[t]), *saved_bytes(model, batches[t], args.heads)) for t in lengths}
 
-    print(f"每步 {tokens} 个词元，2 层，d = {args.dim}，{args.heads} 个头")
     for t, (micros, square, rest) in rows.items():
         share = square / (square + rest)
         print(f"  t = {t:4}　b = {tokens // t:2}　每个词元 {micros:6.1f} 微秒　激活值 {(square + rest) / 1e6:6.1f} MB，其中 t² 的 {square / 1e6:6.1f} MB（{share:.0%}）")
