@@ -9,7 +9,7 @@
 运行：
     python ch02/experiments/exercise_2_2_window_and_stride.py
     python ch02/experiments/exercise_2_2_window_and_stride.py --text 我的文章.txt
-    约 3 秒，0.3 GB（2 核 CPU）
+    约 2 秒，0.3 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度，也就是 max_length　n 样本数
 """

@@ -14,7 +14,7 @@
     python ch02/experiments/exp_bpe_from_scratch.py                       # 图片写到 ch02/outputs/
     python ch02/experiments/exp_bpe_from_scratch.py --text 我的文章.txt   # 用自己的文本训练
     python ch02/experiments/exp_bpe_from_scratch.py --bench               # 速度表，与 tokenizers、tiktoken 比
-    约 4 秒，0.2 GB；--bench 约 1 分钟，1.2 GB（2 核 CPU）
+    约 4 秒，0.1 GB；--bench 约 1 分钟，1.2 GB（2 核 CPU）
 """
 
 import argparse

@@ -10,7 +10,7 @@
 运行：
     python ch02/experiments/exp_embedding_map.py             # 图片写到 ch02/outputs/
     python ch02/experiments/exp_embedding_map.py --dim 2
-    约 6 秒，0.4 GB（2 核 CPU）
+    约 4 秒，0.4 GB（2 核 CPU）
 
 形状记号：n 样本数　d 嵌入维度　V 词表大小
 """

@@ -1,7 +1,7 @@
 """量出每个脚本的时间和内存，写进它的开头和 README 的表格
 
 开头写着「约 3 秒，0.3 GB（2 核 CPU）」，读者靠它决定现在跑还是去泡杯茶，所以必须是量出来的。
-跑两遍：默认的参数，和 --quick（有的话）。与原来写的相差不到四分之一就不改：每次量都差一点，没有必要。
+跑两遍：默认的参数，和 --quick（有的话）。与原来写的相差不到四分之一、或者不到 1 秒、0.1 GB，就不改：每次量都差一点，没有必要。
 
 运行（在空闲的 2 核机器上；先运行过 python ch05/main/gpt_train.py）：
     python setup/checks/measure.py --dry-run                      # 只说会改什么，不写
@@ -27,6 +27,7 @@ HEADER = re.compile(rf"约 {TIME}，(?P<memory>\d+(?:\.\d+)?|[A-Z]+) GB")
 QUICK = re.compile(rf"--quick 约 {TIME}")
 CELL = re.compile(rf"{TIME}(?:，(?P<memory>\d+(?:\.\d+)?|[A-Z]+) GB)?")
 CHANGE = 0.25  # 相差多少才改
+SECOND, TENTH = 1, 0.1  # 写的是整数秒和一位小数的 GB：差不到一个单位，多半只是四舍五入
 BUSY = 0.5  # 一分钟的平均负载超过它，就有别的程序在用 CPU
 QUICK_LIMIT = 20  # --quick 说好 20 秒以内
 
@@ -168,17 +169,18 @@ def written_seconds(found):
     return {"秒": 1, "分钟": 60}.get(found["unit"], 60) * float(found["amount"]) + (30 if found["unit"] == "分半" else 0)
 
 
-def differs(new, old):
+def differs(new, old, unit):
     """值得改吗？
 
     参数:
         new (float): 量出来的
         old (float 或 None): 原来写的
+        unit (float): 写到哪一位：1（秒）或 0.1（GB）
 
     返回:
-        bool: 没写过，或相差四分之一以上
+        bool: 没写过，或相差四分之一以上，并且超过一个 unit
     """
-    return old is None or abs(new - old) > CHANGE * old
+    return old is None or abs(new - old) > max(CHANGE * old, unit)
 
 
 def updated(pattern, text, seconds, memory=None):
@@ -198,9 +200,9 @@ def updated(pattern, text, seconds, memory=None):
         return text
     parts = []
     # 时间和内存各看各的：一个变了，不动另一个。写出来相同（例如都不到 0.1 GB）也不动。
-    if differs(seconds, written_seconds(found)):
+    if differs(seconds, written_seconds(found), SECOND):
         parts.append((found.start("amount"), found.end("unit"), say_time(seconds)))
-    if memory is not None and found["memory"] is not None and differs(memory, None if found["memory"].isupper() else float(found["memory"])):
+    if memory is not None and found["memory"] is not None and differs(memory, None if found["memory"].isupper() else float(found["memory"]), TENTH):
         parts.append((*found.span("memory"), say_memory(memory)))
     for start, end, new in reversed(parts):
         text = text[:start] + new + text[end:]

@@ -201,3 +201,11 @@ def test_refuses_without_the_mini_model(project):
 def test_bad_arguments(project, arguments, message):
     code, out, err = project("", "约 30 秒，2.0 GB（2 核 CPU）", *arguments)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "memory", "expected"),
+    [(1.4, 0.22, "约 2 秒，0.3 GB"), (3.1, 0.3, "约 3 秒，0.3 GB"), (2.0, 0.41, "约 2 秒，0.4 GB"), (1.9, 0.3, "约 2 秒，0.3 GB")],
+)
+def test_less_than_one_unit_is_only_rounding(seconds, memory, expected):
+    assert measure.updated(measure.HEADER, "约 2 秒，0.3 GB", seconds, memory) == expected
