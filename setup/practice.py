@@ -337,7 +337,7 @@ def show_home(entries):
     now = current(entries)
     if now and not status[now.name]["passed"] and now.path.is_file():
         one = status[now.name]
-        screen.print(f"正在练 {now.name}（{now.title}，{now.section} 节，第 {one['level']} 级），文件 {shown(now.path)}，检查过 {one['tries']} 次")
+        screen.print(f"正在练 {now.name}（{now.title}，{now.place}，第 {one['level']} 级），文件 {shown(now.path)}，检查过 {one['tries']} 次")
         command = f"check {now.name}"
     elif waiting:
         screen.print(f"快要忘的：{'、'.join(waiting[:5])}")
@@ -348,7 +348,7 @@ def show_home(entries):
             screen.print("全部敲会了。想再难一点，用 --level 4 从头再来一遍。")
             command = "progress"
         else:
-            screen.print(f"下一个是 {following.name}（{following.title}，{following.section} 节）：先看 {following.source}，再合上它")
+            screen.print(f"下一个是 {following.name}（{following.title}，{following.place}）：先看 {following.source}，再合上它")
             command = f"start {following.name}"
     screen.print(f"\n接下来输入：python setup/practice.py {command}", style="bold")
 

@@ -41,6 +41,7 @@ class Component:
         for key in ("name", "title", "section", "source", "parts", "needs", "extra", "task", "blanks", "cases", "mutants"):
             setattr(self, key, self.spec[key])
         self.chapter = self.source.split("/")[0]
+        self.place = f"{self.section} 节" if self.section[0].isalnum() and self.section.isascii() else self.section  # 实验没有节号
 
     @property
     def path(self):
@@ -413,7 +414,7 @@ def practice_text(component, level, answer=None):
     task = "\n".join(line for sentence in re.findall(r"[^。]*。|[^。]+$", component.task) for line in textwrap.wrap(sentence.strip(), 100))
     body = {1: lambda: blanked(component)[0], 2: lambda: skeleton(component, 2), 3: lambda: skeleton(component, 3), 4: lambda: f"# 从这里开始敲：{'、'.join(component.parts)}\n"}[level]()
     parts = [
-        f'"""手敲练习　{component.name}　{component.title}（{component.section} 节，第 {level} 级：{LEVELS[level]}）\n\n{task}\n\n'
+        f'"""手敲练习　{component.name}　{component.title}（{component.place}，第 {level} 级：{LEVELS[level]}）\n\n{task}\n\n'
         f"写完保存，在终端里检查：python setup/practice.py check {component.name}\n在 VS Code 里运行这个文件，也是检查。\n\"\"\"",
         preamble(component),
         f"{BLANK} = None  # 每个 {BLANK} 换成你的代码；这一行不用动" if level == 1 else "",
