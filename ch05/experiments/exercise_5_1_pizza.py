@@ -7,7 +7,7 @@
 
 运行：
     python ch05/experiments/exercise_5_1_pizza.py
-    约 3 秒，0.3 GB（2 核 CPU）
+    约 1 秒，0.3 GB（2 核 CPU）
 
 形状记号：　V 词表大小
 """

@@ -9,7 +9,7 @@
 运行：
     python ch05/experiments/exercise_5_3_deterministic.py           # 有 ch05/outputs/gpt_mini.pth 就用它，没有就当场训练一个小的
     python ch05/experiments/exercise_5_3_deterministic.py --quick   # 只写 8 个词元
-    约 8 秒，0.6 GB（2 核 CPU）；当场训练再加 7 秒
+    约 13 秒，0.6 GB（2 核 CPU）；当场训练再加 7 秒
 
 形状记号：　b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度　　V 词表大小
 """

@@ -9,7 +9,7 @@
 运行：
     python ch05/experiments/exercise_5_4_continue.py           # 有 ch05/outputs/gpt_mini.pth 就接着它，没有就当场训练一个小的
     python ch05/experiments/exercise_5_4_continue.py --quick   # 只用三分之一的训练集
-    约 20 秒，1.3 GB（2 核 CPU）
+    约 26 秒，1.3 GB（2 核 CPU）
 
 原书接着训练的是它的 124M：第 0 步 0.271 / 6.545，第 5 步 0.244 / 6.614（随平台略有不同）。
 

@@ -10,7 +10,7 @@
     python ch05/experiments/exercise_5_6_other_sizes.py                # 表、两种假装的规模；下载过 1558M 就让它写
     python ch05/experiments/exercise_5_6_other_sizes.py --size 355M    # 让别的规模写；先下载：python setup/download.py gpt2-355M
     python ch05/experiments/exercise_5_6_other_sizes.py --quick        # 只写 4 个词元
-    没有权重时约 3 秒，0.4 GB（2 核 CPU）；1558M 约要 6.6 GB 内存
+    没有权重时约 2 秒，0.4 GB（2 核 CPU）；1558M 约要 6.6 GB 内存
 
 形状记号：　b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度　　V 词表大小
 """

@@ -8,7 +8,7 @@
 运行：
     python ch05/main/example_04_save_load.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    约 5 秒，0.4 GB（2 核 CPU）；文件都写在临时文件夹里，结束时删掉
+    约 3 秒，0.4 GB（2 核 CPU）；文件都写在临时文件夹里，结束时删掉
 
 训练脚本真正用的存取在 gpt_train.py 的 save_checkpoint、load_checkpoint：多了"写一半断电也不怕"和"断了能接着训练"。
 

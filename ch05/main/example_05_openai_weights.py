@@ -9,7 +9,7 @@
 运行：
     python ch05/main/example_05_openai_weights.py        # 有没有真正的权重，都从头走到尾
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    没有权重时约 3 秒，0.4 GB；有 124M 时约 8 秒，1.9 GB（2 核 CPU）
+    没有权重时约 2 秒，0.4 GB；有 124M 时约 8 秒，1.9 GB（2 核 CPU）
 
 真正的权重（548 MB）：python setup/download.py gpt2-124M。没有它，脚本自己造一个小文件，名字和摆法与 OpenAI 的一模一样，只是数是随机的。
 

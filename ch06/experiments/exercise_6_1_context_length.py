@@ -8,7 +8,7 @@
 运行：
     python ch06/experiments/exercise_6_1_context_length.py
     python ch06/experiments/exercise_6_1_context_length.py --size 124M      # 书上的答案：95.67% → 78.33%
-    mini 约 6 分钟，1.2 GB（2 核 CPU）
+    mini 约 3 分钟，1.2 GB（2 核 CPU）
 """
 
 import argparse

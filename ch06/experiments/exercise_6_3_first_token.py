@@ -8,7 +8,7 @@
 运行：
     python ch06/experiments/exercise_6_3_first_token.py
     python ch06/experiments/exercise_6_3_first_token.py --size 124M         # 书上的答案：95.67% → 75.00%
-    mini 约 2 分钟，0.8 GB（2 核 CPU）
+    mini 约 68 秒，0.8 GB（2 核 CPU）
 """
 
 import argparse

@@ -10,7 +10,7 @@
     python ch06/main/gpt_class_finetune.py --text "Congratulations! You have won a new phone. Call 08081 570211"    # 用微调好的模型判断一条
     python ch06/main/gpt_class_finetune.py --resume                 # 中断之后接着训练，结果与没断过逐位相同
     python ch06/main/gpt_class_finetune.py --size 124M --device cpu # 书上的那次微调；先下载：python setup/download.py gpt2-124M sms-spam
-    mini 约 100 秒，0.7 GB（2 核 CPU）；没有 ch05 训练的 mini 时，另加一两分钟先训练它。124M 约 1.8 GB，书上在 M3 笔记本的 CPU 上用了 5.3 分钟
+    mini 约 58 秒，0.7 GB（2 核 CPU）；没有 ch05 训练的 mini 时，另加一两分钟先训练它。124M 约 1.8 GB，书上在 M3 笔记本的 CPU 上用了 5.3 分钟
 
 从哪份权重开始（总会打印出来）：
     --from-file 文件　　就用它

@@ -8,7 +8,7 @@
 运行：
     python ch07/experiments/exercise_7_2_mask_instruction.py
     python ch07/experiments/exercise_7_2_mask_instruction.py --size 355M     # 书上的那次：先 python setup/download.py gpt2-355M instruction-data
-    mini 约 15 分钟，1.5 GB（2 核 CPU）；--quick 约 10 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
+    mini 约 10 分钟，1.5 GB（2 核 CPU）；--quick 约 10 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
 """
 
 import argparse

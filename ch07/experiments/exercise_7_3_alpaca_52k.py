@@ -8,7 +8,7 @@
 
 运行：
     python ch07/experiments/exercise_7_3_alpaca_52k.py
-    mini 约 9 分钟，1.1 GB（2 核 CPU）；--quick 约 10 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
+    mini 约 6 分钟，1.1 GB（2 核 CPU）；--quick 约 6 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
 """
 
 import argparse

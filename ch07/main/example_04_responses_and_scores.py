@@ -8,7 +8,7 @@
 运行（先运行 python ch07/main/gpt_instruction_finetuning.py，这里就用你微调好的模型）：
     python ch07/main/example_04_responses_and_scores.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    mini 约 5 秒，0.6 GB（2 核 CPU）；回答写到 ch07/outputs/responses-example.json
+    mini 约 5 秒，0.4 GB（2 核 CPU）；回答写到 ch07/outputs/responses-example.json
 
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """
