@@ -488,6 +488,14 @@ def test_choose_start(finetune, tmp_path, monkeypatch, capsys):
         finetune.choose_start("mini", None)
 
 
+@pytest.mark.parametrize(("done", "warned"), [(1, True), (14, True), (15, False), (40, False)])
+def test_choose_start_says_when_the_mini_is_unfinished(finetune, tmp_path, monkeypatch, capsys, done, warned):
+    mini = fake_root(finetune, tmp_path, monkeypatch)
+    torch.save({"model": {}, "progress": {"epoch": done}}, mini)
+    assert finetune.choose_start(None, None) == mini
+    assert (f"只预训练了 {done} 轮" in capsys.readouterr().out) == warned
+
+
 def test_choose_start_does_not_name_this_chapter(finetune):
     """第 7 章也沿用它，说的话不能提第 6 章。"""
     source = inspect.getsource(finetune.choose_start)

@@ -456,8 +456,16 @@ def choose_start(size, from_file, quick=False):
         return find_gpt2_file(size)
     chapter = Path(globals().get("__file__", "notebook.ipynb")).resolve().parents[2] / "ch05"
     path = chapter / "outputs" / "gpt_mini.pth"
-    if path.is_file() or quick:
-        return path if path.is_file() else None
+    if path.is_file():
+        try:
+            done = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["progress"]["epoch"]
+        except Exception:
+            done = 15
+        if done < 15:
+            print(f"注意　{path.name} 只预训练了 {done} 轮（完整的是 15 轮），结果会差一些；补完它：python ch05/main/gpt_train.py --resume")
+        return path
+    if quick:
+        return None
     print("还没有预训练过的 mini，先训练一个：python ch05/main/gpt_train.py（约 90 秒，只要这一次）", flush=True)
     if subprocess.run([sys.executable, str(chapter / "main" / "gpt_train.py")]).returncode != 0:
         raise OSError("mini 没有训练成，原因见上面；可以先单独运行 python ch05/main/gpt_train.py，或用 --from-file 指定别的权重")
