@@ -314,7 +314,22 @@ def download(item, urls):
                     break
                 furthest = resumed = 0  # 接着上次的半截下，下完却不对：错也许在那半截，从头再来一次
             print(f"　　{mirror} 不行：{failures[mirror]}", flush=True)
-    return "；".join(f"{mirror} {failure}" for mirror, failure in failures.items())
+    return "；".join(f"{'、'.join(mirrors)} {failure}" for failure, mirrors in together(failures).items())
+
+
+def together(reasons):
+    """原因相同的放在一起说：断网时，几个镜像、几份文件的原因都一样，不必一一重复。
+
+    参数:
+        reasons (dict[str, str]): 名字 → 原因
+
+    返回:
+        dict[str, list[str]]: 原因 → 有哪些名字
+    """
+    found = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 def find_copies(item):
@@ -359,7 +374,7 @@ def get(item, args):
             return ""
         urls = {"自己的镜像": f"{args.base_url.rstrip('/')}/{item.file}"} if args.base_url else item.urls
         problem = download(item, dict(sorted(urls.items(), key=lambda source: source[0] != args.mirror)))  # 点名的排第一，其余次序不变
-        return problem and f"{item.file} 没有下载成功（{problem}）"
+        return problem
 
 
 # region 沿用 setup/self_check.py: safe_console
@@ -425,7 +440,7 @@ def main():
         parser.error(f"--from-file 一次放一份，请写 {'、'.join(ITEMS)} 之一")
     if args.base_url is not None and not re.match(r"https?://[^/\s]", args.base_url):
         parser.error(f"--base-url 要以 http:// 或 https:// 开头，不能是 {args.base_url}")
-    groups, failures = {} if args.from_file else GROUPS, []
+    groups, failures, missing = {} if args.from_file else GROUPS, [], {}
     wanted = {name for written in args.names or ITEMS for name in groups.get(written, [written])}
     names = [name for name in ITEMS if name in wanted]
     if args.mirror and not any(args.mirror in ITEMS[name].urls for name in names):
@@ -443,7 +458,8 @@ def main():
                 print(f"{name:<17}{f'{item.size / 1e6:,.2f} MB' if item.size else '—':>11}　{item.licence}　{item.use}　{state}")
             else:
                 print(f"{name}　→　{DOWNLOADS / item.file}", flush=True)
-                failures += [problem] if (problem := get(item, args)) else []
+                if problem := get(item, args):
+                    missing[item.file] = problem
     except KeyboardInterrupt:
         parser.exit(130, "\n停下了，下好的部分还在，再运行一次会接着下\n")
     except OSError as error:
@@ -452,7 +468,10 @@ def main():
         parser.error(f"读写不了 {error.filename or DOWNLOADS}：{reason}")
     if failures and args.verify:
         failures.append("请删掉再下载一次")
-    elif failures and not args.from_file:
+    elif missing and args.from_file:
+        failures += missing.values()
+    elif missing:
+        failures += [f"{'、'.join(files)} 没有下载成功（{problem}）" for problem, files in together(missing).items()]
         failures.append("换个网络或 --mirror 再运行一次会接着下；要走代理就设环境变量 HTTPS_PROXY；同学有就用 --base-url 去拿；或用浏览器下载上面的网址，再用 --from-file 放好")
     if "CERTIFICATE_VERIFY_FAILED" in str(failures):
         failures.append("证书通不过，macOS 请先运行 Python 文件夹里的 Install Certificates.command")

@@ -9,7 +9,7 @@
 
 运行：
     python appendix-A/experiments/exercise_A_1_A_2_environment.py
-    约 3 秒，0.3 GB（2 核 CPU）；缺哪个包都能运行，会告诉你怎么装
+    约 1 秒，0.3 GB（2 核 CPU）；缺哪个包都能运行，会告诉你怎么装
 """
 
 import argparse

@@ -10,7 +10,7 @@
 运行：
     python appendix-A/experiments/exercise_A_3_parameter_count.py
     python appendix-A/experiments/exercise_A_3_parameter_count.py --num-inputs 50 --num-outputs 3    # A.5 节的大小
-    约 3 秒，0.3 GB（2 核 CPU）
+    约 1 秒，0.3 GB（2 核 CPU）
 """
 
 import argparse

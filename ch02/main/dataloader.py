@@ -9,7 +9,7 @@
     python ch02/main/dataloader.py                            # 原书 2.6–2.8 节的例子
     python ch02/main/dataloader.py --max-length 8 --stride 2  # 换个窗口，看样本怎样重叠
     python ch02/main/dataloader.py --text 我的文章.txt        # 换成自己的文本
-    约 3 秒，0.3 GB（2 核 CPU）
+    约 1 秒，0.3 GB（2 核 CPU）
 
 形状记号（全书统一）：
     b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　n 样本数

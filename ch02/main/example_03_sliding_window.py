@@ -8,7 +8,7 @@
 运行：
     python ch02/main/example_03_sliding_window.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    约 3 秒，0.3 GB（2 核 CPU）
+    约 2 秒，0.3 GB（2 核 CPU）
 
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　n 样本数
 """

@@ -8,7 +8,7 @@
 运行：
     python ch04/main/example_06_gpt_model.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    约 8 秒，1.0 GB（2 核 CPU）
+    约 3 秒，1.0 GB（2 核 CPU）
 
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """

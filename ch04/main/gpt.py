@@ -8,7 +8,7 @@
 运行：
     python ch04/main/gpt.py                                  # 与原书 4.7 节逐位相同（没训练过，输出是胡话）
     python ch04/main/gpt.py --prompt "Every effort" --max-new-tokens 5
-    约 4 秒，1.0 GB（2 核 CPU）
+    约 3 秒，1.0 GB（2 核 CPU）
 
 形状记号（全书统一）：
     b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）　　V 词表大小

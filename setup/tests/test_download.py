@@ -145,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_404(self, nth):
         self.answer(404, {"Content-Type": "text/html", "Content-Length": 4}, b"none")
 
+    do_404_too = do_404
+
     def do_html(self, nth):  # 运营商的登录页：状态却是 200
         self.answer(200, {"Content-Type": "text/html; charset=utf-8", "Content-Length": 18}, b"<html>login</html>")
 
@@ -522,6 +524,13 @@ def test_mirror_goes_first(run, server):
 def test_mirrors_in_order(run, server):
     assert run("404", "wrong-bytes", "good", "no-range")[0] == 0
     assert [kind for kind, _ in server.seen] == ["404", "wrong-bytes", "good"]
+
+
+def test_the_same_reason_is_said_once(run):
+    """断网的时候，几个镜像、几份文件的原因都一样：并在一起说一次。"""
+    code, _, err = run("404", "404-too", args=["thing", "unknown-size"], ROUNDS=1)
+    assert code == 2 and err.count("HTTP 404") == 1
+    assert "thing.bin、unknown.bin 没有下载成功（404、404-too " in err
 
 
 def test_several_names(run, tmp_path):
