@@ -10,7 +10,7 @@
 运行：
     python ch02/experiments/exp_tokenizers_compare.py                     # 图片写到 ch02/outputs/
     python ch02/experiments/exp_tokenizers_compare.py --text 我的文章.txt # 再多比一份自己的文本
-    约 4 秒，0.2 GB（2 核 CPU）
+    约 2 秒，0.2 GB（2 核 CPU）
 """
 
 import argparse

@@ -10,7 +10,7 @@
 运行：
     python ch03/experiments/exercise_3_1_copy_weights.py
     python ch03/experiments/exercise_3_1_copy_weights.py --d-out 3
-    约 3 秒，0.3 GB（2 核 CPU）
+    约 1 秒，0.3 GB（2 核 CPU）
 
 形状记号：t 序列长度　d_in、d_out 进出的嵌入维度
 """

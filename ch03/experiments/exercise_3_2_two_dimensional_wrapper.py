@@ -9,7 +9,7 @@
 运行：
     python ch03/experiments/exercise_3_2_two_dimensional_wrapper.py
     python ch03/experiments/exercise_3_2_two_dimensional_wrapper.py --heads 4 --d-total 8
-    约 3 秒，0.3 GB（2 核 CPU）
+    约 1 秒，0.3 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d_in、d_out 进出的嵌入维度，d_out 是每个头的　h 头数
 """

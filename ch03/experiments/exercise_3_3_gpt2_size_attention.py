@@ -9,7 +9,7 @@
 运行：
     python ch03/experiments/exercise_3_3_gpt2_size_attention.py
     python ch03/experiments/exercise_3_3_gpt2_size_attention.py --heads 1
-    约 3 秒，0.5 GB（2 核 CPU）
+    约 2 秒，0.5 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）
 """

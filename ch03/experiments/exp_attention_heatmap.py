@@ -11,7 +11,7 @@
     python ch03/experiments/exp_attention_heatmap.py            # 图片写到 ch03/outputs/
     python ch03/experiments/exp_attention_heatmap.py --heads 4 --seed 1
     python ch03/experiments/exp_attention_heatmap.py --prompt "It was a long way to the city"    # 换一句话，看训练过的头
-    约 3 秒，0.3 GB；有第 5 章的模型时约 5 秒，0.5 GB（2 核 CPU）
+    约 3 秒，0.5 GB；有第 5 章的模型时约 5 秒，0.5 GB（2 核 CPU）
 """
 
 import argparse

@@ -12,7 +12,7 @@
 运行：
     python ch03/experiments/exp_causal_leak.py            # 图片写到 ch03/outputs/
     python ch03/experiments/exp_causal_leak.py --quick
-    约 40 秒，0.4 GB（2 核 CPU）
+    约 22 秒，0.4 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """

@@ -11,7 +11,7 @@
 运行：
     python ch03/experiments/exp_head_count.py            # 图片写到 ch03/outputs/
     python ch03/experiments/exp_head_count.py --quick
-    约 18 秒，0.4 GB（2 核 CPU）
+    约 13 秒，0.4 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 有几种符号
 """

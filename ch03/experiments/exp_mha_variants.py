@@ -13,7 +13,7 @@
     python ch03/experiments/exp_mha_variants.py                # 图片写到 ch03/outputs/
     python ch03/experiments/exp_mha_variants.py --batch 8      # 与原书的规模相同：(8, 1024, 768)，12 个头
     python ch03/experiments/exp_mha_variants.py --compile      # 再加上 torch.compile 编译过的（要 C++ 编译器，多等一两分钟）
-    约 70 秒，1.4 GB（2 核 CPU）
+    约 38 秒，1.4 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）
 """

@@ -11,7 +11,7 @@
 运行：
     python ch04/experiments/exp_norms_and_activations.py            # 图片写到 ch04/outputs/
     python ch04/experiments/exp_norms_and_activations.py --quick
-    约 110 秒，0.8 GB（2 核 CPU）
+    约 79 秒，0.8 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小（这里词元就是字符）　n 样本数
 """
