@@ -100,7 +100,7 @@ def syntax(error, lines):
     code = lines[error.lineno - 1] if error.lineno and error.lineno <= len(lines) else ""
     wide = [char for char in code.split("#")[0] if char in "，。：；？！（）【】“”‘’"]
     if wide:
-        return f"这一行有中文标点 {wide[0]}，代码里要用英文的"
+        return f"这一行有中文标点「{wide[0]}」，代码里要用英文的"
     return f"这一行或上一行附近写错了（{error.msg}）"
 
 
