@@ -214,7 +214,9 @@ def by_counter(cfg, b, t, backward=False):
     with torch.device("meta"):
         model = GPTModel(cfg)
         idx = torch.zeros(b, t, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter:
+    # 旧版要把模型交给它，才会按模块分开数；新版自己会，交给它反而要警告。
+    old = tuple(int(number) for number in torch.__version__.split(".")[:2]) < (2, 4)
+    with FlopCounterMode(model if old else None, display=False) as counter:
         logits = model(idx)  # (b, t, V)
         if backward:
             logits.sum().backward()

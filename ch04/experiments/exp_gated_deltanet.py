@@ -164,7 +164,7 @@ class GatedDeltaNet(nn.Module):
         self.W_alpha = nn.Linear(d_in, num_heads, bias=False)  # 忘多少，与下面两个参数合起来用
         self.dt_bias = nn.Parameter(torch.ones(num_heads))
         self.A_log = nn.Parameter(torch.zeros(num_heads))
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.norm = RMSNorm(self.head_dim)  # 每个头各自归一化
         self.out_proj = nn.Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
         self.reset_cache()
@@ -202,6 +202,22 @@ class GatedDeltaNet(nn.Module):
         gate = nn.functional.silu(self.W_gate(x).view(b, t, h, k))  # (b, t, h, k)
         context = (self.norm(context.transpose(1, 2)) * gate).reshape(b, t, self.d_out)  # (b, t, d_out)
         return self.out_proj(self.dropout(context))
+
+
+# region 改写 ch04/experiments/exp_norms_and_activations.py: RMSNorm
+class RMSNorm(nn.Module):
+    """均方根归一化：x ÷ √mean(x²) × weight，不减均值，也没有平移。（原版详解见 ch04/experiments/exp_norms_and_activations.py）"""
+
+    def __init__(self, emb_dim):
+        super().__init__()
+        self.eps = 1e-6  # 改：与 Qwen3-Next 相同
+        self.weight = nn.Parameter(torch.ones(emb_dim))  # 改：参数名与原书相同
+
+    def forward(self, x):
+        return self.weight * x / torch.sqrt(x.pow(2).mean(dim=-1, keepdim=True) + self.eps)  # 改：weight 就是原来的 scale
+
+
+# endregion
 
 
 # region 改写 ch03/main/multihead_attention.py: MultiHeadAttention

@@ -113,7 +113,7 @@ def main():
         print(f"  抽 {times:>9,} 次　频率 {frequency:.4f}　误差 {abs(frequency - chance):.4f}　预计的误差 {(chance * (1 - chance) / times) ** 0.5:.4f}")
 
     print("\n这个数字对吗？")
-    confirm(f"温度 5 抽中 32 次（得到 {counts[5]}）", counts[5] == 32, "抽之前没有设种子，或一次抽了不止一个")
+    confirm(f"温度 5 抽中 32 次（得到 {counts[5]}）", counts[5] == 32, "抽之前没有设种子，或一次抽了不止一个；Intel 芯片的 Mac 上，旧版 PyTorch 抽样用的是另一套随机数，对不上是正常的")
     confirm("温度 5 的概率是 0.0430", abs(chance - 0.0430) < 5e-5, "乘了温度，而不是除以温度")
     confirm("温度 1 和 0.1 一次也没抽中：概率只有万分之一，甚至更小", counts[1] == counts[0.1] == 0, "温度用反了")
     confirm(f"抽一百万次，频率 {frequency:.4f} 与概率相差不到 0.001", abs(frequency - chance) < 1e-3, "抽的时候没有放回")

@@ -1280,7 +1280,8 @@ def run(args):
     book_data = path.name == "instruction-data.json" and len(data) == 1100
     if book_data and not args.quick:
         confirm("书上的切分：训练 935，验证 55，测试 110", (len(train_data), len(val_data), len(test_data)) == (935, 55, 110), "比例写错了，或切之前打乱了")
-    confirm(f"训练损失从 {initial[0]:.2f} 降到 {final[0]:.2f}", final[0] < initial[0], "学习率太大，或目标没有错开一位")
+    # 训练集每次打乱，前后量的不是同几批；验证集不打乱，前后才可比。
+    confirm(f"验证损失从 {initial[1]:.2f} 降到 {final[1]:.2f}", final[1] < initial[1], "学习率太大，或目标没有错开一位")
     confirm(f"看过的词元 {tokens_seen[-1]:,} 个，包括填充", tokens_seen[-1] > 0, "一步都没有训练")
     official = start is not None and start.stat().st_size == 1_519_984_962  # OpenAI 的 355M
     if official and book_data and args.seed == 123 and not args.quick:
