@@ -6,7 +6,7 @@
         ③ 查表的反向却要跟着词表走：用到的只有几行，梯度仍是整张表。
 动手改：1. 把 --dim 改成 64：两边都快了，但词表越大差得越远，这一点不变。
         2. 把 lookup 里的 embedding(ids) 换成 F.embedding(ids, embedding.weight, sparse=True)（先 import torch.nn.functional as F）：
-           梯度变成稀疏的，只存用到的那几行；"梯度"那一列变小，反向传播也不再跟着词表变慢。
+           梯度变成稀疏的，只存用到的那几行；"梯度"那一列和反向的用时，都不再跟着词表变大。
 
 运行：
     python ch02/experiments/exp_embedding_vs_linear.py            # 图片写到 ch02/outputs/

@@ -928,6 +928,8 @@ def main():
         same = sum(a == b for a, b in zip(tokens[name], tokens[first]))
         print(f"{pad(name, 22)}{speeds[name]:9.1f} [{1 / max(seconds[name]):.1f}…{1 / min(seconds[name]):.1f}]　相同词元 {same}/{args.new_tokens}")
         rows.append((name, speeds[name], None))
+    if any(speed > limit for _, speed, limit in rows if limit):
+        print("占读取上限超过 100%：这台 CPU 的缓存装得下全部或大半权重，不必每次都到内存里读。")
     print("logits 误差：与第一级相差多少，取平均，除以 logits 的标准差。权重随机时许多词元几乎打平，末位一差就各走各的，「相同词元」比训练过的模型少得多。")
     draw(rows, OUTPUTS / "fast_decode.png")
     print(f"图片已写到 {OUTPUTS / 'fast_decode.png'}")
