@@ -450,8 +450,13 @@ def main():
     print(f"图已写到 {OUTPUTS / 'memmap_dataloader.png'}")
     print(f"\n所以：{small:,} 个词元，列表要 {listing['秒']:.1f} 秒才准备好，分片 {shard['秒'] * 1e3:.1f} 毫秒；取批的速度，分片是列表的 {shard['批'] / listing['批']:.1f} 倍。", end="")
     print(f"列表自己占 {listing['自己']:.0f} MB，分片 {shard['自己']:.0f} MB。" if listing["自己"] == listing["自己"] else "（这个系统上量不出内存。）")
-    print(f"词元多到 {big // small} 倍，分片打开还是 {opened['秒'] * 1e3:.1f} 毫秒：打开时什么也没有读。", end="")
-    print(f"自己占的 {opened['自己']:.0f} MB，多半是 DataLoader 打乱次序用的那张表（{opened['数据集大小']:,} 个样本，一个一项）。")
+    print(f"词元多到 {big // small} 倍，分片打开用了 {opened['秒'] * 1e3:.1f} 毫秒。", end="")
+    if opened["自己"] >= 2 * big / 1e6:  # 一个词元 2 字节
+        print(f"自己占 {opened['自己']:.0f} MB：整个文件都读进了内存。")
+    elif opened["自己"] == opened["自己"]:
+        print(f"打开时什么也没有读，自己占的 {opened['自己']:.0f} MB 多半是 DataLoader 打乱次序用的那张表（{opened['数据集大小']:,} 个样本，一个一项）。")
+    else:
+        print()
 
     print("\n这个数字对吗？")
     confirm("真的文本上，两种加载器的每一批都相同", same, "窗口或步幅不一致，或洗牌的种子不同")

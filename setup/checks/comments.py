@@ -11,10 +11,8 @@
 """
 
 import ast
-import io
 import re
 import sys
-import tokenize
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BANDS = {"main": (0.5, 1.3), "experiments": (0.25, 1.2), "setup": (0.2, float("inf"))}
 BAND_MIN_CODE = 15  # 代码少于这么多行时，一个模块文档就占了大半，比例没有意义
 
+# 字符串或注释，谁先开头算谁：字符串里的 # 不是注释，注释里的引号也不是字符串。比 tokenize 快近十倍。
+LITERAL = re.compile(r"""(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(#[^\n]*)""", re.DOTALL)
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 HEAD = re.compile(r"(参数|形状|返回|异常|出处|示例):(.*)")
 SHAPE = re.compile(r"#\s*\([^()\u4e00-\u9fff]*\)")
@@ -66,7 +66,11 @@ def read(path):
     """
     text = path.read_text(encoding="utf-8")
     tree, lines = ast.parse(text), text.splitlines()
-    comments = {token.start[0]: token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.COMMENT}
+    comments, number, before = {}, 1, 0
+    for match in LITERAL.finditer(text):
+        number, before = number + text.count("\n", before, match.start()), match.start()
+        if match[2]:
+            comments[number] = match[2]
     nodes, waiting = [], [tree]  # 只走语句，不走表达式，比 ast.walk 快几倍
     while waiting:
         nodes.append(waiting.pop())

@@ -1,9 +1,12 @@
 """测试 setup/copy_forward.py：在临时文件夹里搭一个小项目，抄对了它不作声，抄错了它指得出是哪一行。"""
 
+import importlib.util
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -378,3 +381,34 @@ def test_real_tree():
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert result.returncode == 0, f"运行 setup/copy_forward.py write 之后再看：\n{result.stdout}"
     assert seconds < 1
+
+
+HARD = r'''"""文档 # 不是注释 \""" 还没完"""
+a = "#" + '"#' + r"\#" + b'\'#'.decode()  # 是 "注释"
+b = f"{a!r:#>9}" "\
+#" ""  # 也是 \' 注释
+
+c = """'
+
+# 不是""" + '"""'  # (b, t)
+'''
+
+
+def test_comments_equal_tokenize():
+    """用正则表达式找注释，快，但要与 Python 自己的 tokenize 找到的完全相同：所有脚本，再加一段专门刁难的。"""
+    modules = {}
+    for tool in (TOOL, TOOL.parent / "checks" / "comments.py"):
+        spec = importlib.util.spec_from_file_location(tool.stem, tool)
+        modules[tool.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(modules[tool.stem])
+    assert modules["copy_forward"].LITERAL == modules["comments"].LITERAL
+    paths = TOOL.parents[1].glob("[acs]*/**/*.py")
+    for text in [HARD, *(path.read_text(encoding="utf-8") for path in paths)]:
+        starts, inside = {}, set()
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                starts[token.start[0]] = token.start[1]
+            elif token.end[0] > token.start[0]:
+                inside.update(range(token.start[0] + 1, token.end[0] + 1))
+        _, comments, strings = modules["copy_forward"].parse(text)
+        assert ({line: column for line, (column, _) in comments.items()}, strings) == (starts, inside)
