@@ -14,6 +14,6 @@ cd "$root"
 "$python" setup/copy_forward.py check
 "$python" setup/checks/comments.py
 # 两个进程并行，每个只用一个线程：线程比核多时互相等，反而慢好几倍。
-# worksteal：先各分一半，谁先做完就帮另一个；默认的办法把一个文件的测试拆给两边，共用的准备要做两遍，慢三分之一。
+# worksteal：先各分一半，谁先做完就帮另一个；默认的办法把一个文件的测试拆给两边，共用的准备要做两遍，多花一半的时间。
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec "$python" -m pytest -n 2 --dist worksteal "$@"
