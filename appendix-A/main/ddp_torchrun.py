@@ -11,7 +11,7 @@
     torchrun --nproc_per_node=2 appendix-A/main/ddp_torchrun.py    # 2 个进程；有 2 块显卡就一人一块，没有就都在 CPU 上
     python appendix-A/main/ddp_torchrun.py                         # 1 个进程，代码一字不改
     找不到 torchrun 时，用 python -m torch.distributed.run 代替，后面相同
-    1 个进程约 3 秒，0.3 GB；2 个进程约 6 秒，每个 0.3 GB（2 核 CPU）
+    1 个进程约 4 秒，0.3 GB；2 个进程约 7 秒，每个 0.3 GB（2 核 CPU）
 
 形状记号：b 批大小（每个进程的）　w 进程数　p 参数个数
 """
