@@ -1,7 +1,7 @@
 """命令行说中文：argparse 的帮助和报错，换成一句中文
 
 argparse 是标准库里解析命令行参数的工具。它的提示是英文的，而且出错时先打印一大段用法；
-这里只改"怎么说"，不改"怎么解析"。
+这里只改"怎么说"，不改"怎么解析"。setup/ 里的工具都用它；章节脚本用普通的 argparse。
 
 运行：
     python setup/chinese_cli.py --help        # 看中文帮助
@@ -11,6 +11,7 @@ argparse 是标准库里解析命令行参数的工具。它的提示是英文�
 
 import argparse
 import re
+import sys
 
 
 class ChineseParser(argparse.ArgumentParser):
@@ -26,6 +27,10 @@ class ChineseParser(argparse.ArgumentParser):
     """
 
     def __init__(self, description):
+        # 中文 Windows 的终端印不出 ✓ 这类字符：改印它的名字，而不是报错退出。
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="namereplace")
         # allow_abbrev=False：--head 不会被悄悄当成 --heads，写错就是写错。
         super().__init__(description=description, add_help=False, allow_abbrev=False)
         self._positionals.title, self._optionals.title = "参数", "选项"

@@ -4,14 +4,18 @@
     # region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
     （由本工具生成：与原处相同的代码，文档字符串缩成一行，注释只留形状。不要手改）
     # endregion
-    # region 改写 ch03/main/multihead_attention.py: MultiHeadAttention
+    # region 沿用（含注释） ch03/main: MultiHeadAttention
+    （由本工具生成：连注释带文档逐字照抄。一章的总结脚本这样用同一章的组件）
+    # endregion
+    # region 改写 ch03/main: MultiHeadAttention
     （手写：在原处的基础上改动，每处改动用"改："开头的注释说明为什么）
     # endregion
-一个折叠区可以沿用同一文件里的几个组件，名字用逗号隔开。
+一个折叠区可以沿用几个组件，名字用逗号隔开。原处写一个文件；也可以只写文件夹（如 ch04/main），
+工具到里面的 example_*.py 里找每个组件在哪一节讲解，组件的文档里会写明。
 
 运行：
-    python setup/copy_forward.py check           # 检查每个沿用区都与原处一致、每处改写都有说明
-    python setup/copy_forward.py write           # 改了原处之后，一条命令更新所有抄写
+    python setup/copy_forward.py check           # 检查每个沿用区都与原处一致、每处改写都有说明；后面写脚本，就只查它们
+    python setup/copy_forward.py write           # 改了原处之后，一条命令更新所有抄写；后面写脚本，就只更新它们
     python setup/copy_forward.py tree            # 谁用了哪个组件
     python setup/copy_forward.py diff 某个脚本   # 它改写了什么（彩色），读实验时最有用
     约 1 秒，0.1 GB（2 核 CPU）
@@ -25,7 +29,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-REGION = re.compile(r"^# region (沿用|改写) (\S+\.py): (.+)$")
+REGION = re.compile(r"^# region (沿用（含注释）|沿用|改写) (\S+?)/?: (.+)$")
 # 字符串或注释，谁先开头算谁：字符串里的 # 不是注释，注释里的引号也不是字符串。比 tokenize 快近十倍。
 LITERAL = re.compile(r"""(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(#[^\n]*)""", re.DOTALL)
 SHAPE = re.compile(r"#\s*(\([^()]*\)(?:\s*(?:→|，|或)\s*\([^()]*\))*)")  # 行尾的形状注释，如 # (b, t, d) → (b, h, t, k)、# (n,) 或 ()
@@ -49,7 +53,7 @@ def regions(path):
         path (Path): 脚本
 
     返回:
-        list[tuple]: 每个区一项：种类、原处、名字列表、开头行号、结尾行号；行号从 0 起，指 region 和 endregion 两行
+        list[tuple]: 每个区一项：种类、原处（文件或文件夹）、名字列表、开头行号、结尾行号；行号从 0 起，指 region 和 endregion 两行
 
     异常:
         ValueError: region 和 endregion 不配对，或格式不对
@@ -63,7 +67,7 @@ def regions(path):
             kind, source, names = match.groups()
             opened = (kind, source, [name.strip() for name in names.split(",")], number)
         elif line.startswith("# region"):
-            raise ValueError(f"{path.relative_to(ROOT)}:{number + 1}　region 的格式应为：# region 沿用 文件.py: 组件名")
+            raise ValueError(f"{path.relative_to(ROOT)}:{number + 1}　region 的格式应为：# region 沿用 文件.py: 组件名；沿用也可以是 沿用（含注释） 或 改写，文件也可以是文件夹")
         elif line.startswith("# endregion"):
             if not opened:
                 raise ValueError(f"{path.relative_to(ROOT)}:{number + 1}　endregion 前面没有 region")
@@ -118,15 +122,60 @@ def documented(node):
     return found
 
 
+@cache
+def originals(source):
+    """一个脚本里有哪些组件是原处，即不在沿用区、改写区里。
+
+    参数:
+        source (str): 脚本，相对项目根目录
+
+    返回:
+        set[str]: 顶层的类、函数和常量的名字
+    """
+    path = ROOT / source
+    inside = [range(start + 1, end + 2) for *_, start, end in regions(path)]
+    body = parse(path.read_text(encoding="utf-8"))[0].body
+    return {name for node in body if not any(node.lineno in lines for lines in inside) for name in names_of(node)}
+
+
+@cache
+def home(source, name):
+    """一个组件在哪个文件里讲解。
+
+    参数:
+        source (str): 原处：文件，或文件夹（如 "ch04/main"）；是文件夹时，到里面的 example_*.py 里找
+        name (str): 组件的名字
+
+    返回:
+        str: 文件，相对项目根目录
+
+    异常:
+        ValueError: 文件夹不存在，或里面没有这个组件，或不止一个
+        SyntaxError: 那里的脚本不是能运行的 Python
+    """
+    if source.endswith(".py"):
+        return source
+    if not (ROOT / source).is_dir():
+        raise ValueError(f"原处 {source} 不存在")
+    scripts = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / source).glob("example_*.py"))]
+    found = [script for script in scripts if name in originals(script)]
+    if not found:
+        raise ValueError(f"{source} 的 example_*.py 里没有 {name}")
+    if len(found) > 1:
+        raise ValueError(f"{source} 里不止一处定义了 {name}：{'、'.join(found)}，请写明是哪个文件")
+    return found[0]
+
+
 @cache  # 一个组件会被许多脚本沿用，只算一次
-def component(source, name):
+def component(source, name, whole=False):
     """从原处取出一个组件，缩成沿用区里的样子。
 
     类和函数的文档字符串只留第一句（方法的整个去掉），注释只留行尾的形状，函数里的空行去掉。
 
     参数:
-        source (str): 原处，相对项目根目录，如 "ch03/main/multihead_attention.py"
+        source (str): 原处，相对项目根目录，如 "ch03/main/multihead_attention.py" 或 "ch04/main"
         name (str): 类、函数或顶层常量的名字
+        whole (bool): True 表示连注释带文档逐字照抄，不缩短
 
     返回:
         str: 缩短后的代码，末尾没有换行
@@ -134,11 +183,12 @@ def component(source, name):
     异常:
         ValueError: 原处不存在或有语法错误，或里面没有这个组件，或那里的也是抄来的
     """
-    path = ROOT / source
-    if not path.is_file():
-        raise ValueError(f"原处 {source} 不存在")
-    text = path.read_text(encoding="utf-8")
     try:
+        source = home(source, name)
+        path = ROOT / source
+        if not path.is_file():
+            raise ValueError(f"原处 {source} 不存在")
+        text = path.read_text(encoding="utf-8")
         tree, comments, strings = parse(text)
     except SyntaxError as error:
         raise ValueError(f"{source} 第 {error.lineno} 行有语法错误，先让它能运行") from None
@@ -149,6 +199,11 @@ def component(source, name):
         raise ValueError(f"{source} 里的 {name} 也是抄来的，请写最初讲解它的那个文件")
 
     first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    if whole:
+        lines = text.splitlines()
+        while lines[first - 2].startswith("# ") and not lines[first - 2].startswith(("# %%", "# region", "# endregion")):
+            first -= 1  # 紧挨在上面的整行注释，也是它的
+        return "\n".join(lines[first - 1 : node.end_lineno])
     docstrings = {}  # 起始行 → 结束行，换成什么
     for inner in documented(node):
         doc = inner.body[0]
@@ -193,17 +248,18 @@ def names_of(node):
     return []
 
 
-def expected(source, names):
+def expected(source, names, kind="沿用"):
     """沿用区里应有的全部代码。
 
     参数:
         source (str): 原处
         names (list[str]): 组件名
+        kind (str): 区的种类；"沿用（含注释）" 时不缩短
 
     返回:
         str: 各组件的代码，类和函数之间空两行
     """
-    return "\n\n\n".join(component(source, name) for name in names)
+    return "\n\n\n".join(component(source, name, kind == "沿用（含注释）") for name in names)
 
 
 def code_lines(text):
@@ -248,14 +304,17 @@ def unexplained_changes(original, changed):
     return missing
 
 
-def check():
-    """检查所有脚本的沿用区和改写区。
+def check(paths=None):
+    """检查沿用区和改写区。
+
+    参数:
+        paths (list[Path] 或 None): 只查这几个脚本；None 表示全部
 
     返回:
         list[str]: 每个问题一行，写明文件、行号和说明
     """
     problems = []
-    for path in scripts():
+    for path in paths or scripts():
         name = path.relative_to(ROOT)
         try:
             found = regions(path)
@@ -265,12 +324,12 @@ def check():
         lines = path.read_text(encoding="utf-8").splitlines()
         for kind, source, names, start, end in found:
             try:
-                want = expected(source, names)
+                want = expected(source, names, kind)
             except ValueError as error:
                 problems.append(f"{name}:{start + 1}　{error}")
                 continue
             have = "\n".join(lines[start + 1 : end])
-            if kind == "沿用" and have.strip("\n") != want:
+            if kind != "改写" and have.strip("\n") != want:
                 problems.append(f"{name}:{start + 1}　{', '.join(names)} 与原处 {source} 不一致：请改原处，再运行 copy_forward.py write")
             if kind == "改写":
                 try:
@@ -286,8 +345,11 @@ def check():
     return problems
 
 
-def write():
-    """按原处重新生成所有沿用区。
+def write(paths=None):
+    """按原处重新生成沿用区。
+
+    参数:
+        paths (list[Path] 或 None): 只更新这几个脚本；None 表示全部
 
     返回:
         list[str]: 更新了哪些文件
@@ -296,13 +358,14 @@ def write():
         ValueError: 原处不存在或没有要沿用的组件
     """
     updated = {}  # 全部算完再写：中途出错时，一个文件都不动
-    for path in scripts():
+    for path in paths or scripts():
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
         for kind, source, names, start, end in reversed(regions(path)):  # 从后往前换，前面的行号才不会变
-            if kind == "沿用":
-                want = expected(source, names)
-                lines[start + 1 : end] = [*want.splitlines(), *(["", ""] if re.match(r"(class|def|@)", want) else [])]
+            if kind != "改写":
+                want = expected(source, names, kind)
+                last = component(source, names[-1])
+                lines[start + 1 : end] = [*want.splitlines(), *(["", ""] if re.match(r"(class|def|@)", last) else [])]
         new = "\n".join(lines) + "\n"
         if new != text:
             updated[path] = new
@@ -321,7 +384,7 @@ def tree():
     for path in scripts():
         for kind, source, names, *_ in regions(path):
             for name in names:
-                users.setdefault((source, name), []).append(f"    {kind}　{path.relative_to(ROOT)}")
+                users.setdefault((home(source, name), name), []).append(f"    {kind}　{path.relative_to(ROOT)}")
     return [line for (source, name), places in sorted(users.items()) for line in [f"{name}（{source}）", *places]]
 
 
@@ -356,12 +419,14 @@ def main():
         stream.reconfigure(errors="namereplace")
     command, *rest = sys.argv[1:] or ["--help"]
     try:
-        if command == "check" and not rest:
-            problems = check()
-            print("\n".join(problems) if problems else f"沿用与改写都没有问题（{len(scripts())} 个脚本）")
+        paths = [Path(each).resolve() for each in rest]
+        named = all(path.is_file() and path.is_relative_to(ROOT) for path in paths)
+        if command == "check" and named:
+            problems = check(paths)
+            print("\n".join(problems) if problems else f"沿用与改写都没有问题（{len(paths or scripts())} 个脚本）")
             sys.exit(1 if problems else 0)
-        elif command == "write" and not rest:
-            updated = write()
+        elif command == "write" and named:
+            updated = write(paths)
             print("\n".join(f"已更新 {path}" for path in updated) or "所有沿用区都已是最新")
         elif command == "tree" and not rest:
             print("\n".join(tree()))
@@ -370,7 +435,7 @@ def main():
         elif command in ("-h", "--help"):
             print(__doc__)
         else:
-            raise ValueError(f"看不懂 {' '.join(sys.argv[1:])}，用法：copy_forward.py check | write | tree | diff 脚本路径")
+            raise ValueError(f"看不懂 {' '.join(sys.argv[1:])}，用法：copy_forward.py check [脚本…] | write [脚本…] | tree | diff 脚本路径")
     except ValueError as error:
         print(f"出错了：{error}", file=sys.stderr)
         sys.exit(2)

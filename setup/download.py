@@ -16,7 +16,6 @@
 要走代理，先设环境变量 HTTPS_PROXY，如 http://127.0.0.1:7890（不认 socks5）。
 """
 
-import argparse
 import errno
 import hashlib
 import os
@@ -32,6 +31,9 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from chinese_cli import ChineseParser
 
 try:
     import fcntl
@@ -109,10 +111,10 @@ ITEMS = {
         "MIT", "更大的权重，约 3.2 GB", hub("gpt2-large", modelscope="AI-ModelScope/gpt2-large")),
     "gpt2-1558M": Item("gpt2-1558M.safetensors", None, "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
         "MIT", "最大的权重，约 6.4 GB", hub("gpt2-xl")),
-    # hub 上的 vocab.json、merges.txt，与 OpenAI 的 encoder.json、vocab.bpe 逐字节相同，只是换了名字
-    "gpt2-encoder": Item("gpt2_bpe/encoder.json", 1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    # hub 上的 vocab.json、merges.txt，与 OpenAI 的 encoder.json、vocab.bpe 逐字节相同；文件名是 tiktoken 缓存用的（见 prepare.py）
+    "gpt2-encoder": Item("tiktoken/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", 1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
         "MIT", "词表", hub("gpt2", "vocab.json", "openai-community/gpt2")),
-    "gpt2-merges": Item("gpt2_bpe/vocab.bpe", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "gpt2-merges": Item("tiktoken/6d1cbeee0f20b3d9449abfede4726ed8212e3aee", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
         "MIT", "词表的合并规则", hub("gpt2", "merges.txt", "openai-community/gpt2")),
 }  # fmt: skip
 TOKENIZER = ["gpt2-encoder", "gpt2-merges"]
@@ -377,51 +379,8 @@ def get(item, args):
         return problem
 
 
-# region 沿用 setup/self_check.py: safe_console
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
 def main():
     """命令行：列出、下载、放好或核对。"""
-    safe_console()
     parser = ChineseParser("下载原书的数据和 GPT-2 的权重，放进 setup/downloads/。什么都不写，就列出有哪些")
     parser.add_argument("names", nargs="*", metavar="名字", help=f"哪几份：{'、'.join(ITEMS | GROUPS)}；GPT-2 的权重会带上词表 gpt2-tokenizer；all 是除 {'、'.join(BIG)} 以外的全部，约 0.55 GB")
     parser.add_argument("--list", action="store_true", help="列出有哪些、多大、什么许可、用在哪里、有没有")

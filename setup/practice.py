@@ -21,7 +21,9 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "practice_engine"))
+sys.path[:0] = [str(Path(__file__).resolve().parent / "practice_engine"), str(Path(__file__).resolve().parent)]
+from chinese_cli import ChineseParser
+
 import client
 import cutting
 import records
@@ -53,64 +55,6 @@ COMMANDS = """命令（NAME 是组件名，写开头几个字母或中文标题�
 维护用：
   verify [NAME 或 chXX]      用例抓不抓得住每个常见错误"""
 TAKES_OPTIONS = {"level": ("start", "review", "reset"), "force": ("start",), "readme": ("progress",), "limit": ("check", "watch", "verify")}
-
-
-# region 沿用 setup/self_check.py: safe_console
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
 
 
 def need(package):
@@ -719,18 +663,19 @@ def show_stats(entries):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    chinese = use_chinese_font()
+    import zhplot  # noqa: F401　导入它，图上就能写中文
+
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
     first, today = min(minutes), datetime.now().date()
     ordinals = range(first.toordinal(), max(today, max(minutes)).toordinal() + 1)
     dates = [datetime.fromordinal(day) for day in ordinals]
     axes[0].bar(dates, [minutes.get(day.date(), 0) for day in dates], color="tab:blue")
-    axes[0].set_title("每天练了几分钟" if chinese else "minutes per day")
+    axes[0].set_title("每天练了几分钟")
     axes[1].step(dates, [sum(when <= day.date() for when in passed.values()) for day in dates], where="post", color="tab:green", marker="." if len(dates) < 40 else None)
-    axes[1].set_title(f"敲会的组件（共 {len(cutting.components())} 个）" if chinese else f"components passed (of {len(cutting.components())})")
+    axes[1].set_title(f"敲会的组件（共 {len(cutting.components())} 个）")
     axes[1].set_ylim(bottom=0)
     axes[2].barh([name for _, name in reversed(longest)], [value for value, _ in reversed(longest)], color="tab:orange")
-    axes[2].set_title("哪些组件花的时间最多（分钟）" if chinese else "minutes per component")
+    axes[2].set_title("哪些组件花的时间最多（分钟）")
     from matplotlib.dates import AutoDateLocator, DateFormatter
 
     for axis in axes[:2]:
@@ -756,7 +701,7 @@ def assemble(script):
     text = script.read_text(encoding="utf-8")
     lines = text.splitlines()
     relative = script.relative_to(cutting.ROOT).as_posix()
-    copied = {(source, name) for kind, source, names, *_ in cutting.copy_forward.regions(script) if kind == "沿用" for name in names}
+    copied = {(cutting.copy_forward.home(source, name), name) for kind, source, names, *_ in cutting.copy_forward.regions(script) if kind != "改写" for name in names}
     nodes = {name: node for node in cutting.ast.parse(text).body for name in cutting.copy_forward.names_of(node)}
     used, rest, replaced = [], [], []
     for component in cutting.components().values():
@@ -847,7 +792,6 @@ def verify(name, limit):
 
 def main():
     """命令行。"""
-    safe_console()
     parser = ChineseParser("手敲练习：把书里的每个组件从头敲一遍")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = COMMANDS

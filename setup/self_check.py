@@ -15,7 +15,6 @@ golden.json 里每个数写着：哪一节、哪个脚本、怎么从输出里�
 别的语言、别的框架的实现，也可以拿它来核对。
 """
 
-import argparse
 import json
 import os
 import platform
@@ -29,6 +28,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from chinese_cli import ChineseParser
+from find_data import find_data
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("golden.json")
 CHAPTERS = ["ch02", "ch03", "ch04", "ch05", "ch06", "ch07", "appendix-A"]
@@ -41,18 +44,6 @@ GET = {
     "gpt2-355M.safetensors": "python setup/download.py gpt2-355M",
     "gpt_mini.pth": "python ch05/main/gpt_train.py",
 }
-
-
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。
-
-    Windows 上把输出重定向到文件时，编码常常是 GBK，里面没有 ✓，也没有模型偶尔吐出的乱码字符。
-    换成 ? 就分不清 ✓ 和 ✗ 了，所以印名字：\\N{CHECK MARK} 和 \\N{BALLOT X}。
-    Jupyter 的输出对象没有 reconfigure，它本来就是 UTF-8，跳过即可。
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
 
 
 def confirm(claim, ok, hint):
@@ -73,53 +64,6 @@ def confirm(claim, ok, hint):
     """
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
-# region 沿用 setup/find_data.py: find_data
-def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
-
-
-# endregion
 
 
 def missing(need):
@@ -331,7 +275,6 @@ def print_report(results, scripts):
 
 def main():
     """跑各章的脚本，与 golden.json 逐个核对。"""
-    safe_console()
     parser = ChineseParser("跑各章的脚本，把印出来的数与 setup/golden.json 逐个核对；有 ✗ 时退出码是 1")
     parser.add_argument("chapters", nargs="*", metavar="章", help=f"查哪几章：{'、'.join(CHAPTERS)}（默认：全部）")
     parser.add_argument("--full", action="store_true", help="连很慢的也查：训练 124M 一轮")

@@ -13,7 +13,10 @@ install reference --no-deps --ignore-requires-python llms-from-scratch==1.0.19
 cd "$root"
 "$python" setup/copy_forward.py check
 "$python" setup/checks/comments.py
+"$python" setup/checks/proportion.py
 # 两个进程并行，每个只用一个线程：线程比核多时互相等，反而慢好几倍。
 # worksteal：先各分一半，谁先做完就帮另一个；默认的办法把一个文件的测试拆给两边，共用的准备要做两遍，多花一半的时间。
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# 第 5–7 章的测试要用 mini，没有就先训练：与读者做的是同一件事，用的是自带的文本。
+[ -f ch05/outputs/gpt_mini.pth ] || LLM_DATA_DIR="" "$python" ch05/main/gpt_train.py
 exec "$python" -m pytest -n 2 --dist worksteal "$@"

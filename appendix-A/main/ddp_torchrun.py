@@ -20,8 +20,6 @@ import argparse
 import copy
 import os
 import platform
-import re
-import sys
 import time
 
 import torch
@@ -178,14 +176,7 @@ def train_alone(model, train_ds, world_size, num_epochs):
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -268,41 +259,9 @@ def main(rank, world_size, num_epochs, device):
     return model.module
 
 
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
 def command_line():
     """读命令行和 torchrun 给的环境变量，选设备，开始训练。"""
-    safe_console()
-    parser = ChineseParser("A.9.3 节　多进程训练：torchrun 启动几个进程，就用几个")
+    parser = argparse.ArgumentParser(description="A.9.3 节　多进程训练：torchrun 启动几个进程，就用几个")
     parser.add_argument("--epochs", type=int, default=3, help="训练几轮（默认：3，与原书相同）")
     parser.add_argument("--device", default="auto", help="auto、cuda 或 cpu（默认：auto，显卡够一人一块就用显卡）")
     args = parser.parse_args()

@@ -13,20 +13,12 @@
 这一节还用不到全书的形状记号（b、t、d……），形状直接写数字，如 # (2, 3)。
 """
 
-import sys
 
 import numpy as np
 import torch
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -34,9 +26,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% A.1　PyTorch 由三样东西组成
 # ① 张量库：像 NumPy 的数组，但能搬到 GPU 上算（这个脚本和 example_05）；

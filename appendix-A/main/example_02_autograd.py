@@ -14,21 +14,13 @@
 """
 
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import grad
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -36,9 +28,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% A.3　逻辑回归：最小的一张计算图
 # 一个神经元：输入 x1 乘权重 w1，加偏置 b，过 sigmoid 变成 0 到 1 之间的概率 a，再与正确答案 y 比，得到损失。

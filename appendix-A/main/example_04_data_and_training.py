@@ -13,7 +13,6 @@
 形状记号：b 批大小　n 样本数　f 特征数　c 类别数（这里 f = c = 2）
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -45,14 +44,7 @@ class NeuralNetwork(nn.Module):
 # endregion
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -60,9 +52,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% A.6　玩具数据：5 个训练样本，2 个测试样本
 # 第 0 类在左上方，第 1 类在右下方，画一条直线就能分开：数据越简单，越能看清训练循环本身。

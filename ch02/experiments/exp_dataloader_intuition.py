@@ -16,8 +16,6 @@
 """
 
 import argparse
-import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -29,7 +27,7 @@ TOTAL = 1001  # 文本就是 0 1 2 … 1000：第几个词元，编号就是几�
 SHOWN = 20  # 图里只画前 20 个位置
 
 
-# region 改写 ch02/main/dataloader.py: GPTDatasetV1
+# region 改写 ch02/main: GPTDatasetV1
 class GPTDatasetV1(Dataset):
     """把一串数字切成"输入—目标"样本。（原版详解见 ch02/main/dataloader.py）"""
 
@@ -52,65 +50,11 @@ class GPTDatasetV1(Dataset):
 # endregion
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -137,8 +81,8 @@ def draw(datasets, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(2, len(datasets), figsize=(3.3 * len(datasets), 5), height_ratios=[3, 1], sharex=True, squeeze=False, layout="constrained")
     for column, (stride, dataset) in enumerate(datasets.items()):
         windows, bars = axes[0][column], axes[1][column]
@@ -149,12 +93,12 @@ def draw(datasets, path):
             for position in row:
                 windows.text(position, -y, str(position), ha="center", va="center", fontsize=7)
         windows.set(xlim=(-0.8, SHOWN - 0.2), ylim=(-8, 0.6), xticks=range(0, SHOWN, 4), yticks=[])
-        windows.set_title(f"步幅 {stride}，样本 {len(dataset)} 个" if chinese else f"stride {stride}, {len(dataset)} samples", fontsize=11)
+        windows.set_title(f"步幅 {stride}，样本 {len(dataset)} 个", fontsize=11)
         bars.bar(range(SHOWN), times_as_target(dataset)[:SHOWN], color="#fdae6b")
         bars.yaxis.get_major_locator().set_params(integer=True)
-        bars.set_xlabel("词元的位置（也是编号）" if chinese else "position = token id")
-    axes[0][0].set_ylabel("样本：蓝是输入，橙是目标" if chinese else "blue: input, orange: target")
-    axes[1][0].set_ylabel("当几次答案" if chinese else "times as target")
+        bars.set_xlabel("词元的位置（也是编号）")
+    axes[0][0].set_ylabel("样本：蓝是输入，橙是目标")
+    axes[1][0].set_ylabel("当几次答案")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
     plt.close(figure)
@@ -162,8 +106,7 @@ def draw(datasets, path):
 
 def main():
     """看几批、画窗口、数次数、打乱。"""
-    safe_console()
-    parser = ChineseParser("实验　数据加载器的直觉")
+    parser = argparse.ArgumentParser(description="实验　数据加载器的直觉")
     parser.add_argument("--max-length", type=int, default=4, help="窗口长度，2 到 12（默认：4）")
     parser.add_argument("--stride", type=int, help="第四幅图的步幅，至少是 1（默认：窗口的一半）")
     args = parser.parse_args()

@@ -18,7 +18,6 @@
 import argparse
 import math
 import re
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -40,65 +39,11 @@ PATTERNS = ["{人} 在 {地方} {动作} {食物}", "{人} 的 {东西} 是 {颜
 WINDOW = 2  # 看左右各几个词
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -201,24 +146,24 @@ def draw(maps, words, labels, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained")
     for axis, (title, vectors) in zip(axes, maps.items()):
         points, kept = pca(vectors)
         for color, group in enumerate(dict.fromkeys(labels)):
             rows = [i for i, label in enumerate(labels) if label == group]
-            axis.scatter(points[rows, 0], points[rows, 1], color=f"C{color}", s=18, label=group if chinese else ENGLISH[group])
+            axis.scatter(points[rows, 0], points[rows, 1], color=f"C{color}", s=18, label=group)
             # 同类的点会挤在一起：文字按方位均匀地摆在点的四周，少遮住一些。
             center = points[rows].mean(dim=0)
             around = sorted(rows, key=lambda i, points=points, center=center: math.atan2(points[i, 1] - center[1], points[i, 0] - center[0]))
             for turn, i in enumerate(around):
                 angle = 2 * math.pi * turn / len(around) - math.pi
-                text = words[i] if chinese else f"{ENGLISH[group]}{rows.index(i)}"
+                text = words[i]
                 place = (20 * math.cos(angle), 13 * math.sin(angle))
                 axis.annotate(text, points[i].tolist(), place, textcoords="offset points", ha="center", va="center", color=f"C{color}", fontsize=9)
         share, _ = neighbours(vectors, labels)
-        axis.set_title(f"{title}　最近邻同类 {share:.0%}（两个方向占方差 {kept:.0%}）" if chinese else f"nearest neighbour in the same group: {share:.0%}")
+        axis.set_title(f"{title}　最近邻同类 {share:.0%}（两个方向占方差 {kept:.0%}）")
         axis.set(xticks=[], yticks=[])
         axis.margins(0.12)
     axes[0].legend(fontsize=9, loc="best")
@@ -229,8 +174,7 @@ def draw(maps, words, labels, path):
 
 def main():
     """造句、训练、画训练前后的地图。"""
-    safe_console()
-    parser = ChineseParser("实验　词嵌入的地图")
+    parser = argparse.ArgumentParser(description="实验　词嵌入的地图")
     parser.add_argument("--dim", type=int, default=16, help="嵌入维度 d，2 到 256（默认：16）")
     parser.add_argument("--steps", type=int, default=300, help="训练几步（默认：300）")
     parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123）")

@@ -17,8 +17,6 @@
 """
 
 import argparse
-import re
-import sys
 import time
 from pathlib import Path
 
@@ -29,65 +27,11 @@ OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 TOKENS = 1024  # 每次编码几个词元：GPT-2 一个样本的长度
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -191,18 +135,18 @@ def draw(sizes, rows, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    names = {"lookup": "查表" if chinese else "lookup", "multiply": "one-hot 乘矩阵" if chinese else "one-hot matmul"}
+    names = {"lookup": "查表", "multiply": "one-hot 乘矩阵"}
     for color, (way, name) in zip(("C0", "C1"), names.items()):
-        left.loglog(sizes, [rows[way, v][0] * 1e3 for v in sizes], "o-", color=color, label=f"{name}：前向" if chinese else f"{name}: forward")
-        left.loglog(sizes, [rows[way, v][1] * 1e3 for v in sizes], "s--", color=color, label=f"{name}：反向" if chinese else f"{name}: backward")
+        left.loglog(sizes, [rows[way, v][0] * 1e3 for v in sizes], "o-", color=color, label=f"{name}：前向")
+        left.loglog(sizes, [rows[way, v][1] * 1e3 for v in sizes], "s--", color=color, label=f"{name}：反向")
         # 每个编号 8 字节；one-hot 每个词元 V 个 float32。
         size = [TOKENS * 8 / 1e6 if way == "lookup" else TOKENS * v * 4 / 1e6 for v in sizes]
         right.loglog(sizes, size, "o-", color=color, label=name)
-    left.set(xlabel="词表大小 V" if chinese else "vocabulary size", ylabel="毫秒" if chinese else "ms", title=f"{TOKENS} 个词元的用时" if chinese else "time")
-    right.set(xlabel="词表大小 V" if chinese else "vocabulary size", ylabel="MB", title="输入占的内存" if chinese else "memory of the input")
+    left.set(xlabel="词表大小 V", ylabel="毫秒", title=f"{TOKENS} 个词元的用时")
+    right.set(xlabel="词表大小 V", ylabel="MB", title="输入占的内存")
     for axis in (left, right):
         axis.legend(fontsize=9)
         axis.grid(alpha=0.3)
@@ -213,8 +157,7 @@ def draw(sizes, rows, path):
 
 def main():
     """先用书上的小例子证明相同，再把词表一步步放大。"""
-    safe_console()
-    parser = ChineseParser("实验　嵌入层与线性层")
+    parser = argparse.ArgumentParser(description="实验　嵌入层与线性层")
     parser.add_argument("--dim", type=int, default=256, help="嵌入维度 d，1 到 1024（默认：256）")
     parser.add_argument("--quick", action="store_true", help="词表只放大到 1 万")
     args = parser.parse_args()

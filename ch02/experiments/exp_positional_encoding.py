@@ -17,8 +17,6 @@
 
 import argparse
 import math
-import re
-import sys
 from pathlib import Path
 
 import torch
@@ -31,65 +29,11 @@ ROPE_BASE = 10_000  # 越大，转得最慢的那一对转得越慢，能分辨�
 KINDS = {"learned": "可学习（GPT-2）", "sinusoidal": "正弦", "rope": "RoPE", "none": "不用位置"}
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -225,14 +169,14 @@ def draw(model, accuracies, distance, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 7.2), layout="constrained")
     learned = model.pos_emb.weight.detach()
-    for axis, table, title in ((axes[0, 0], learned, "可学习：训练之后" if chinese else "learned"), (axes[1, 0], model.table, "正弦：公式算出" if chinese else "sinusoidal")):
+    for axis, table, title in ((axes[0, 0], learned, "可学习：训练之后"), (axes[1, 0], model.table, "正弦：公式算出")):
         axis.imshow(table.numpy(), cmap="RdBu", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
         axis.axhline(TRAINED - 0.5, color="black", linestyle="--", linewidth=1)
-        axis.set(xlabel="维度" if chinese else "dimension", ylabel="位置" if chinese else "position", title=title)
+        axis.set(xlabel="维度", ylabel="位置", title=title)
     gaps = torch.arange(TRAINED)
     unit = torch.ones(1, LONGEST, DIM) / DIM**0.5
     turned = encode_rope(unit)[0]  # (t, d)
@@ -240,16 +184,16 @@ def draw(model, accuracies, distance, path):
         base = vectors[0].square().sum()
         # 正弦与 RoPE 的两条线恰好重合：这里的向量每一对都一样长，点积都是各个转速的余弦取平均。所以 RoPE 只画点。
         for start, style in ((0, "-"), (20, ":")) if name != "rope" else ((0, "x"), (20, "+")):
-            label = f"{KINDS[name]}，从位置 {start} 算起" if chinese else f"{name} from {start}"
+            label = f"{KINDS[name]}，从位置 {start} 算起"
             axes[0, 1].plot(gaps, (vectors[start + gaps] @ vectors[start]) / base, style, color=f"C{list(KINDS).index(name)}", label=label)
-    axes[0, 1].set(ylim=(-0.5, 2.0), xlabel="相隔几个位置" if chinese else "distance", ylabel="点积（与自己的点积为 1）" if chinese else "dot product")
-    axes[0, 1].set_title("从 0 与从 20 算起的两条线重合，就是只由距离决定" if chinese else "both starts agree: depends on distance only")
+    axes[0, 1].set(ylim=(-0.5, 2.0), xlabel="相隔几个位置", ylabel="点积（与自己的点积为 1）")
+    axes[0, 1].set_title("从 0 与从 20 算起的两条线重合，就是只由距离决定")
     axes[0, 1].legend(fontsize=8)
     for i, (kind, accuracy) in enumerate(accuracies.items()):
-        axes[1, 1].plot(range(distance, LONGEST), accuracy, color=f"C{i}", label=KINDS[kind] if chinese else kind)
+        axes[1, 1].plot(range(distance, LONGEST), accuracy, color=f"C{i}", label=KINDS[kind])
     axes[1, 1].axvline(TRAINED - 0.5, color="black", linestyle="--", linewidth=1)
-    axes[1, 1].set(ylim=(0, 1.05), xlabel="位置（虚线右边没有训练过）" if chinese else "position (right of the line: not trained)")
-    axes[1, 1].set_title(f"抄前面第 {distance} 个词元的准确率" if chinese else f"accuracy of copying the token {distance} back")
+    axes[1, 1].set(ylim=(0, 1.05), xlabel="位置（虚线右边没有训练过）")
+    axes[1, 1].set_title(f"抄前面第 {distance} 个词元的准确率")
     axes[1, 1].legend(fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
@@ -258,8 +202,7 @@ def draw(model, accuracies, distance, path):
 
 def main():
     """同一道题，四个模型，只有位置编码不同。"""
-    safe_console()
-    parser = ChineseParser("实验　位置编码")
+    parser = argparse.ArgumentParser(description="实验　位置编码")
     parser.add_argument("--distance", type=int, default=3, help="抄前面第几个词元，1 到 16（默认：3）")
     parser.add_argument("--steps", type=int, default=600, help="训练几步（默认：600）")
     parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123）")

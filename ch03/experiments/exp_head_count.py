@@ -17,8 +17,6 @@
 """
 
 import argparse
-import re
-import sys
 import time
 from pathlib import Path
 
@@ -31,7 +29,7 @@ PLACES = (1, 2, 3, 5)  # 要看前面的第几个
 V, T = 8, 24
 
 
-# region 改写 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
     """带因果掩码的多头自注意力，外加记住最近一次的注意力权重。（原版详解见 ch03/main/multihead_attention.py）"""
 
@@ -145,65 +143,11 @@ def gaze(weights):
     return [weights.diagonal(-back)[max(PLACES) - back :].mean().item() for back in range(max(PLACES) + 1)]
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -222,31 +166,31 @@ def draw(curves, speeds, weights, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt  # 导入要半秒，练完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure = plt.figure(figsize=(9.6, 6.4), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     left, right = top.subplots(1, 2, width_ratios=(2, 1))
     for i, (heads, hits) in enumerate(curves.items()):
         smooth = torch.tensor(hits).unfold(0, 5, 1).mean(dim=-1)  # (n,)　每 5 步平均一次
-        left.plot(range(5, 5 + len(smooth)), smooth, color=plt.get_cmap("viridis")(i / len(curves)), label=f"{heads} 个头" if chinese else f"{heads} heads")
+        left.plot(range(5, 5 + len(smooth)), smooth, color=plt.get_cmap("viridis")(i / len(curves)), label=f"{heads} 个头")
     left.set_ylim(0, 1.03)
-    left.set_xlabel("步" if chinese else "step")
-    left.set_title("准确率" if chinese else "accuracy")
+    left.set_xlabel("步")
+    left.set_title("准确率")
     left.legend(frameon=False, fontsize=9, loc="lower right", ncols=4)
     bars = right.bar([str(heads) for heads in speeds], list(speeds.values()), color="#2f6fab")
     right.bar_label(bars, fmt="%.1f", fontsize=8)
     right.set_ylim(0, max(speeds.values()) * 1.1)
-    right.set_xlabel("头数" if chinese else "heads")
-    right.set_title("每一步的用时（毫秒）" if chinese else "ms per step")
+    right.set_xlabel("头数")
+    right.set_title("每一步的用时（毫秒）")
     for i, axis in enumerate(bottom.subplots(1, len(weights), squeeze=False)[0]):
         shares = gaze(weights[i])
         back = max(range(len(shares)), key=shares.__getitem__)
         axis.imshow(weights[i], cmap="Blues", vmin=0, vmax=1)
-        axis.set_title((f"第 {i + 1} 个头：前 {back} 个 {shares[back]:.0%}" if chinese else f"head {i + 1}: back {back}, {shares[back]:.0%}"), fontsize=10)
+        axis.set_title(f"第 {i + 1} 个头：前 {back} 个 {shares[back]:.0%}", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
-    bottom.supxlabel("行：谁在看　列：看谁" if chinese else "row: query, column: key", fontsize=10)
+    bottom.supxlabel("行：谁在看　列：看谁", fontsize=10)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -254,8 +198,7 @@ def draw(curves, speeds, weights, path):
 
 def main():
     """同样的题、同样的维度，只改头数，各训练一次。"""
-    safe_console()
-    parser = ChineseParser("实验　头数多少合适")
+    parser = argparse.ArgumentParser(description="实验　头数多少合适")
     parser.add_argument("--look", type=int, default=4, help="要看几处，1 到 4（默认：4）")
     parser.add_argument("--dim", type=int, default=64, help="嵌入维度，4 的倍数（默认：64）")
     parser.add_argument("--steps", type=int, default=300, help="每种头数训练几步（默认：300）")

@@ -21,7 +21,6 @@
 import argparse
 import re
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -74,9 +73,9 @@ class MultiHeadAttentionWrapper(nn.Module):
 # endregion
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -439,78 +438,20 @@ def measure(modules, x, rounds):
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, found in available.items() if found)
-    if name not in available:
-        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
-    if not available[name]:
-        usable = "、".join(device for device, found in available.items() if found)
-        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    name = next(device for device, found in available.items() if found) if name == "auto" else name
+    if not available.get(name):
+        raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
 
 
 # endregion
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -528,16 +469,16 @@ def draw(times, title, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt  # 导入要半秒，量完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 0.4 * len(times) + 1.4), sharey=True, layout="constrained")
-    for axis, column, label in zip(axes, (0, 1), ("前向传播", "前向 + 反向传播") if chinese else ("forward", "forward + backward")):
+    for axis, column, label in zip(axes, (0, 1), ("前向传播", "前向 + 反向传播")):
         values = [pair[column] for pair in times.values()]
         bars = axis.barh(range(len(values)), values, color=["#2f6fab" if value > min(values) else "#d9822b" for value in values])
         axis.bar_label(bars, fmt="%.0f" if min(values) >= 10 else "%.1f", padding=3, fontsize=9)
         axis.set_xlim(0, max(values) * 1.15)  # 给数字留地方
         axis.set_title(label)
-        axis.set_xlabel("毫秒，越短越快" if chinese else "ms, lower is better")
+        axis.set_xlabel("毫秒，越短越快")
     axes[0].set_yticks(range(len(times)), times)
     axes[0].invert_yaxis()
     figure.suptitle(title)
@@ -548,8 +489,7 @@ def draw(times, title, path):
 
 def main():
     """先证明各种写法算的是同一件事，再轮流计时、画图。"""
-    safe_console()
-    parser = ChineseParser("实验　多头注意力的各种写法")
+    parser = argparse.ArgumentParser(description="实验　多头注意力的各种写法")
     parser.add_argument("--batch", type=int, default=2, help="批大小（默认：2；原书是 8）")
     parser.add_argument("--tokens", type=int, default=1024, help="序列长度（默认：1024）")
     parser.add_argument("--dim", type=int, default=768, help="嵌入维度（默认：768）")

@@ -20,8 +20,6 @@
 """
 
 import argparse
-import re
-import sys
 from pathlib import Path
 
 import torch
@@ -124,65 +122,11 @@ def train(k, power, steps, name):
     return losses
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -201,11 +145,11 @@ def draw(table, curves, k, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(1, 3, figsize=(10.8, 3.6), layout="constrained")
     for name, color, marker in zip(POWERS, ("#d9822b", "#2f6fab", "0.5"), "osd"):
-        label = name if chinese else ENGLISH[name]
+        label = name
         axes[0].plot(SIZES, [row[1] for row in table[name]], marker=marker, markersize=4, color=color, label=label)
         axes[1].plot(SIZES, [row[2] for row in table[name]], marker=marker, markersize=4, color=color)
         smooth = torch.tensor(curves[name]).unfold(0, 10, 1).mean(dim=-1)  # (n,)　每 10 步平均一次，免得全是毛刺
@@ -216,14 +160,14 @@ def draw(table, curves, k, path):
         axis.set_xlabel("k")
     axes[0].set_ylim(0, 1)
     axes[0].axhline(1 / KEYS, color="0.7", linewidth=0.8, linestyle=":")
-    axes[0].set_title(f"{KEYS} 个键里最大的权重" if chinese else "largest weight")
+    axes[0].set_title(f"{KEYS} 个键里最大的权重")
     axes[0].legend(frameon=False)
     axes[1].set_yscale("log")
-    axes[1].set_title("传回查询的梯度（中位数）" if chinese else "gradient at the query")
+    axes[1].set_title("传回查询的梯度（中位数）")
     axes[2].axhline(torch.log(torch.tensor(16.0)).item(), color="0.7", linewidth=0.8, linestyle=":")
     axes[2].set_ylim(bottom=0)
-    axes[2].set_xlabel("步" if chinese else "step")
-    axes[2].set_title(f"查找任务的训练损失（k = {k}）" if chinese else f"training loss, k = {k}")
+    axes[2].set_xlabel("步")
+    axes[2].set_title(f"查找任务的训练损失（k = {k}）")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -231,8 +175,7 @@ def draw(table, curves, k, path):
 
 def main():
     """先看随机的分数，再真训练一次；三次只差一个除数。"""
-    safe_console()
-    parser = ChineseParser("实验　为什么除以 √k")
+    parser = argparse.ArgumentParser(description="实验　为什么除以 √k")
     parser.add_argument("--dim", type=int, default=1024, help="训练时查询和键的维度 k（默认：1024）")
     parser.add_argument("--steps", type=int, default=400, help="训练几步（默认：400）")
     parser.add_argument("--quick", action="store_true", help="训练 100 步，k 不超过 256，20 秒以内跑完")

@@ -13,19 +13,11 @@
 形状记号（全书统一）：t 序列长度（token 数）　d 嵌入维度
 """
 
-import sys
 
 import torch
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -33,9 +25,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% 3.3.0　输入：6 个词，每个词一个 3 维嵌入
 # 真实模型的嵌入是几百上千维，而且由训练得到；这里用 3 维的固定数字，是为了每一步都能手算核对。

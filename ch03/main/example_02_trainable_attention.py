@@ -14,20 +14,12 @@
     t 序列长度（token 数）　　d 嵌入维度，进出不同时分别写作 d_in、d_out　　k 每个头的维度（这里只有一个头，k = d_out）
 """
 
-import sys
 
 import torch
 import torch.nn as nn
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -35,9 +27,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% 3.4　输入：与 3.3 节相同的 6 个词
 inputs = torch.tensor(

@@ -14,20 +14,12 @@
     b 批大小　　t 序列长度（token 数）　　d 嵌入维度，进出不同时分别写作 d_in、d_out　　h 头数　　k 每个头的维度
 """
 
-import sys
 
 import torch
 import torch.nn as nn
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -64,9 +56,9 @@ class CausalAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -100,9 +92,6 @@ class MultiHeadAttention(nn.Module):
 
 
 # endregion
-
-
-safe_console()
 
 # %% 3.6　输入：与 3.5.3 节相同，同一句话放两遍，凑成一批
 inputs = torch.tensor(

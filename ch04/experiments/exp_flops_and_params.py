@@ -17,8 +17,6 @@
 """
 
 import argparse
-import re
-import sys
 from pathlib import Path
 
 import torch
@@ -36,9 +34,9 @@ SIZES = {  # 嵌入维度、块数、头数
 ENGLISH = {"词嵌入": "tok_emb", "位置嵌入": "pos_emb", "注意力的投影": "projections", "注意力分数": "QK^T, weights V", "前馈网络": "feed forward", "归一化": "norms", "输出层": "out_head"}
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -74,9 +72,9 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -92,14 +90,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -114,7 +112,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -145,7 +143,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -253,19 +251,19 @@ def draw(results, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.9), width_ratios=[3, 2], layout="constrained")
-    names = [f"{size} {kind}" for size in results for kind in (("参数", "运算") if chinese else ("params", "FLOPs"))]
+    names = [f"{size} {kind}" for size in results for kind in ("参数", "运算")]
     begin = [0.0] * len(names)
     for part in ENGLISH:
         shares = [100 * parts[part][kind] / sum(each[kind] for each in parts.values()) for parts in results.values() for kind in (0, 1)]
         if max(shares) > 0.5:  # 归一化不到千分之一，画不出来
-            left.barh(names, shares, left=begin, label=part if chinese else ENGLISH[part])
+            left.barh(names, shares, left=begin, label=part)
         begin = [a + b for a, b in zip(begin, shares)]
     left.invert_yaxis()
     left.set_xlim(0, 100)
-    left.set_xlabel("占百分之几" if chinese else "percent")
+    left.set_xlabel("占百分之几")
     figure.legend(loc="outside lower center", ncols=6, fontsize=8)
     lengths = [2**i for i in range(7, 16)]
     for size in results:
@@ -273,40 +271,17 @@ def draw(results, path):
         for t in lengths:
             parts = by_formula(BASE | SIZES[size], 1, t)
             shares.append(100 * parts["注意力分数"][1] / sum(flops for _, flops in parts.values()))
-        right.plot(lengths, shares, marker=".", label=f"{size}，d = {SIZES[size]['emb_dim']}" if chinese else f"{size}, d = {SIZES[size]['emb_dim']}")
+        right.plot(lengths, shares, marker=".", label=f"{size}，d = {SIZES[size]['emb_dim']}")
     right.set_xscale("log", base=2)
-    right.set_xlabel("序列长度 t" if chinese else "sequence length t")
-    right.set_ylabel("注意力分数占运算的百分之几" if chinese else "QK^T, weights V: percent of FLOPs")
+    right.set_xlabel("序列长度 t")
+    right.set_ylabel("注意力分数占运算的百分之几")
     right.legend(fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -316,41 +291,9 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
 def main():
     """四种规模，逐个部件地数，公式和计数器对账。"""
-    safe_console()
-    parser = ChineseParser("实验　参数放在哪里，计算花在哪里")
+    parser = argparse.ArgumentParser(description="实验　参数放在哪里，计算花在哪里")
     parser.add_argument("--tokens", type=int, default=1024, help="序列长度 t（默认：1024）")
     parser.add_argument("--batch", type=int, default=2, help="批大小 b（默认：2）")
     parser.add_argument("--quick", action="store_true", help="只数 small 和 medium")

@@ -19,7 +19,6 @@
 
 import argparse
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -220,7 +219,7 @@ class RMSNorm(nn.Module):
 # endregion
 
 
-# region 改写 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
     """多头注意力，可以带缓存。（原版详解见 ch03/main/multihead_attention.py）"""
 
@@ -268,9 +267,9 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -286,14 +285,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -310,7 +309,7 @@ class FeedForward(nn.Module):
 # endregion
 
 
-# region 改写 ch04/main/gpt.py: TransformerBlock, GPTModel
+# region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
     """Transformer 块，注意力可以换成门控 DeltaNet。（原版详解见 ch04/main/gpt.py）"""
 
@@ -542,20 +541,20 @@ def draw(sizes, lengths, seconds, counts, errors, curves, noise, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(2, 2, figsize=(10.4, 8), layout="constrained")
     english = {"循环": "recurrent", "分块": "chunked", "注意力": "attention", "先擦再写": "delta rule", "直接加": "plain sum"}
     for name in curves:
-        label = name[0 if chinese else 1]
+        label = name[0]
         axes[0, 0].plot(range(1, len(sizes[name]) + 1), [size / 1024 for size in sizes[name]], label=label)
         axes[1, 1].plot(*zip(*curves[name]), label=label)
     for name, values in seconds.items():
-        axes[0, 1].plot(lengths, [1000 * each for each in values], "o-", label=name if chinese else english[name])
+        axes[0, 1].plot(lengths, [1000 * each for each in values], "o-", label=name)
     for name, values in errors.items():
-        axes[1, 0].plot(counts, values, "o-", label=name if chinese else english[name])
+        axes[1, 0].plot(counts, values, "o-", label=name)
     last = next(iter(curves.values()))[-1][1]
-    axes[1, 1].axhspan(last - noise, last + noise, color="0.85", label="换个种子的差别" if chinese else "seed noise")
+    axes[1, 1].axhspan(last - noise, last + noise, color="0.85", label="换个种子的差别")
     axes[0, 1].set_xscale("log", base=2)
     axes[0, 1].set_yscale("log")
     axes[0, 1].set_xticks(lengths, [str(each) for each in lengths])
@@ -575,61 +574,33 @@ def draw(sizes, lengths, seconds, counts, errors, curves, noise, path):
 
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
 # endregion
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -639,41 +610,9 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
 def main():
     """循环与分块相同吗、快多少；黑板记得住几对；换掉注意力，缓存和损失怎样变。"""
-    safe_console()
-    parser = ChineseParser("实验　门控 DeltaNet：一块固定大小的黑板")
+    parser = argparse.ArgumentParser(description="实验　门控 DeltaNet：一块固定大小的黑板")
     parser.add_argument("--chunk", type=int, default=16, help="一块里几个词元（默认：16）")
     parser.add_argument("--stride", type=int, default=3, help="混合模型里，每几层 DeltaNet 跟一层注意力（默认：3，与 Qwen3-Next 相同）")
     parser.add_argument("--steps", type=int, default=300, help="每个模型训练几步（默认：300）")

@@ -17,8 +17,6 @@
 """
 
 import argparse
-import re
-import sys
 import time
 from pathlib import Path
 
@@ -126,9 +124,9 @@ def visible(t, s, window_size, device):
     return (ahead <= 0) & (ahead > -window_size) if window_size else ahead <= 0
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -144,14 +142,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -168,7 +166,7 @@ class FeedForward(nn.Module):
 # endregion
 
 
-# region 改写 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
     """多头注意力，可以带缓存。（原版详解见 ch03/main/multihead_attention.py）"""
 
@@ -208,7 +206,7 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 改写 ch04/main/gpt.py: TransformerBlock, GPTModel
+# region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
     """Transformer 块，把缓存转交给注意力。（原版详解见 ch04/main/gpt.py）"""
 
@@ -378,68 +376,41 @@ def draw(curves, context_length, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     for name, (english, seconds) in curves.items():
         width = max(1, len(seconds) // 40)  # 每几步合成一个点，线才不毛
         middles = [(PROMPT + i + width / 2, speed(seconds, i, i + width)) for i in range(1, len(seconds) - width + 1, width)]
-        axis.plot(*zip(*middles), label=name if chinese else english)
+        axis.plot(*zip(*middles), label=name)
     axis.axvline(context_length, color="gray", linestyle=":")
-    axis.annotate("上下文满了" if chinese else "context full", (context_length, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9, color="gray")
+    axis.annotate("上下文满了", (context_length, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9, color="gray")
     axis.set_yscale("log")
     ticks = [each for each in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if axis.get_ylim()[0] < each < axis.get_ylim()[1]]
     axis.set_yticks(ticks, ticks)
     axis.minorticks_off()
-    axis.set_xlabel("已经有几个词元" if chinese else "tokens so far")
-    axis.set_ylabel("词元/秒（对数刻度）" if chinese else "tokens per second (log)")
+    axis.set_xlabel("已经有几个词元")
+    axis.set_ylabel("词元/秒（对数刻度）")
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
 # region 沿用 setup/device_check.py: pick_device
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, found in available.items() if found)
-    if name not in available:
-        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
-    if not available[name]:
-        usable = "、".join(device for device, found in available.items() if found)
-        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    name = next(device for device, found in available.items() if found) if name == "auto" else name
+    if not available.get(name):
+        raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
 
 
 # endregion
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -449,41 +420,9 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
 def main():
     """同一个模型、同一句提示词，换着缓存生成，比词元、速度和内存。"""
-    safe_console()
-    parser = ChineseParser("实验　KV 缓存：快多少，要多少内存")
+    parser = argparse.ArgumentParser(description="实验　KV 缓存：快多少，要多少内存")
     parser.add_argument("--context-length", type=int, default=256, help="上下文长度（默认：256）")
     parser.add_argument("--window-size", type=int, default=64, help="滑动窗口：每个词元只看最近几个（默认：64）")
     parser.add_argument("--chunk", type=int, default=32, help="分段预填充：提示词一次最多送几个（默认：32）")

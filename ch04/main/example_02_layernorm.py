@@ -13,40 +13,50 @@
 形状记号（全书统一）：b 批大小　d 嵌入维度（这里 b = 2，d = 6；层的输入是 5 个数）
 """
 
-import sys
 
 import torch
 import torch.nn as nn
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。
+
+    网络一深，数值会一层层放大或缩小，梯度跟着爆炸或消失；每层都把数值拉回同一个尺度，训练才稳。
+    它只看一个词元自己的 d 个数，与批里其他样本无关，所以批大小是 1 也能用（批归一化就不行）。
+
+    参数:
+        emb_dim (int): 嵌入维度 d
+
+    形状:
+        输入 (…, d) → 输出 (…, d)：只看最后一维，前面有几维都行，在 GPT 里是 (b, t, d)
+
+    出处: 原书 4.2 节
+    """
 
     def __init__(self, emb_dim):
         super().__init__()
-        self.eps = 1e-5
+        self.eps = 1e-5  # 方差可能是 0，加上一点点，免得除以 0
+        # 一律调成均值 0、方差 1 未必对每一层都好，所以让模型自己学该缩放、平移多少；初值等于"不改"。
         self.scale = nn.Parameter(torch.ones(emb_dim))
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)
+        """前向传播：y = scale · (x − 均值) / √(方差 + eps) + shift。
+
+        参数:
+            x (Tensor): (…, d)
+
+        返回:
+            Tensor: (…, d)
+        """
+        mean = x.mean(dim=-1, keepdim=True)  # (…, 1)　keepdim 留住最后一维，下面才能广播着减
+        # unbiased=False：除以 d 而不是 d − 1。统计学上是"有偏"的，但 GPT-2 就是这样算的，要用它的权重就得一致。
         var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
         norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
 
 
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -54,9 +64,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% 4.2　准备一层输出：2 个样本，每个 5 个数，经过 Linear + ReLU 变成 6 个数
 torch.manual_seed(123)

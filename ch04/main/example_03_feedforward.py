@@ -13,15 +13,15 @@
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度
 """
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import zhplot  # noqa: F401　导入它，图上就能写中文
 import torch
 import torch.nn as nn
 
 
-# region 沿用 ch04/main/gpt.py: GPT_CONFIG_124M, GELU, FeedForward
+# region 沿用 ch04/main: GPT_CONFIG_124M
 GPT_CONFIG_124M = {
     "vocab_size": 50257,
     "context_length": 1024,
@@ -31,55 +31,69 @@ GPT_CONFIG_124M = {
     "drop_rate": 0.1,
     "qkv_bias": False,
 }
+# endregion
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。
+
+    ReLU 对负数一律给 0，那里梯度也是 0，神经元可能就此"死掉"；GELU 对不太负的数仍留一点输出和梯度。
+    精确的 GELU 是 x·Φ(x)（Φ 是标准正态分布的累积函数）；GPT-2 用的是下面这个便宜的近似，误差不到万分之五。
+
+    形状:
+        输入和输出形状相同，逐个数计算
+
+    出处: 原书 4.3 节；Hendrycks & Gimpel, Gaussian Error Linear Units, 2016
+    """
 
     def forward(self, x):
+        """前向传播：0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))。
+
+        参数:
+            x (Tensor): 任意形状
+
+        返回:
+            Tensor: 与 x 同形
+        """
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。
+
+    注意力负责词元之间传递信息，前馈网络负责把每个词元收到的信息消化掉；它对每个词元各算各的。
+    升到 4d 是给它更大的空间来组合特征；降回 d 是为了能接上残差连接，也能一块一块地叠。
+
+    参数:
+        cfg (dict): 模型配置，用到 emb_dim
+
+    形状:
+        输入 (b, t, d) → 中间 (b, t, 4d) → 输出 (b, t, d)
+
+    出处: 原书 4.3 节
+    """
 
     def __init__(self, cfg):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
-            GELU(),
+            GELU(),  # 两个线性层之间没有它，就等于一个线性层，叠多少层都白叠
             nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
         )
 
     def forward(self, x):
+        """前向传播。
+
+        参数:
+            x (Tensor): (b, t, d)
+
+        返回:
+            Tensor: (b, t, d)
+        """
         return self.layers(x)
-# endregion
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -87,9 +101,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% 4.3　GELU 与 ReLU：几个有代表性的点
 # 斜率就是反向传播时梯度要乘的数。ReLU 在负数那边斜率是 0：一个神经元若对所有样本都输出负数，就再也学不动了。
@@ -114,7 +125,6 @@ print(f"\n近似与精确最多相差 {error[worst].item():.6f}，在 x = ±{-x[
 print(f"那里的精确值 GELU({x[worst].item():.2f}) = {exact[worst].item():.4f}：相对误差有 {(error[worst] / exact[worst]).abs().item():.0%}，但绝对值小到不影响训练")
 
 # %% 画出来（原书画的是第一幅；后两幅是它们的斜率，和近似公式的误差）
-chinese = use_chinese_font()
 curve = torch.linspace(-4, 4, 401, requires_grad=True)
 (gelu_curve_slope,) = torch.autograd.grad(gelu(curve).sum(), curve)
 (relu_curve_slope,) = torch.autograd.grad(relu(curve).sum(), curve)
@@ -122,12 +132,12 @@ xs = curve.detach()
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
 axes[0].plot(xs, relu(xs), color="tab:gray", linestyle="--", label="ReLU")
 axes[0].plot(xs, gelu(xs), color="tab:blue", label="GELU")
-axes[0].set_title("输出" if chinese else "output")
+axes[0].set_title("输出")
 axes[1].plot(xs, relu_curve_slope, color="tab:gray", linestyle="--", label="ReLU")
 axes[1].plot(xs, gelu_curve_slope, color="tab:blue", label="GELU")
-axes[1].set_title("斜率：负数那边，ReLU 全是 0" if chinese else "slope: ReLU is 0 for x < 0")
+axes[1].set_title("斜率：负数那边，ReLU 全是 0")
 axes[2].plot(xs, (gelu(xs) - nn.functional.gelu(xs)) * 1e4, color="tab:red")
-axes[2].set_title("tanh 近似减精确值（单位：万分之一）" if chinese else "tanh approximation - exact (1e-4)")
+axes[2].set_title("tanh 近似减精确值（单位：万分之一）")
 for axis in axes:
     axis.set_xlabel("x")
     axis.grid(alpha=0.3)

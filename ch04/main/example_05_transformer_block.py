@@ -13,15 +13,14 @@
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）
 """
 
-import sys
 
 import torch
 import torch.nn as nn
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -57,7 +56,7 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: GPT_CONFIG_124M, LayerNorm, GELU, FeedForward, TransformerBlock
+# region 沿用 ch04/main: GPT_CONFIG_124M, LayerNorm, GELU, FeedForward
 GPT_CONFIG_124M = {
     "vocab_size": 50257,
     "context_length": 1024,
@@ -70,7 +69,7 @@ GPT_CONFIG_124M = {
 
 
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -86,14 +85,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -107,8 +106,26 @@ class FeedForward(nn.Module):
         return self.layers(x)
 
 
+# endregion
+
+
 class TransformerBlock(nn.Module):
-    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。
+
+        x ─┬─ norm1 ─ att ─ drop_shortcut ─(+)─┬─ norm2 ─ ff ─ drop_shortcut ─(+)─ 输出
+           └──────────────────────────────────┘└─────────────────────────────┘
+
+    残差连接（shortcut connection）让输入绕过这一层直接加到输出上：反向传播时梯度也有了一条不打折的路，
+    12 层、96 层都训得动。归一化放在每层之前（Pre-LN），残差这条主路上就没有任何东西挡着。
+
+    参数:
+        cfg (dict): 模型配置，见 GPT_CONFIG_124M
+
+    形状:
+        输入 (b, t, d) → 输出 (b, t, d)，形状不变，所以能叠任意多个
+
+    出处: 原书 4.4–4.5 节
+    """
 
     def __init__(self, cfg):
         super().__init__()
@@ -126,27 +143,30 @@ class TransformerBlock(nn.Module):
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
     def forward(self, x):
+        """前向传播。
+
+        参数:
+            x (Tensor): (b, t, d)
+
+        返回:
+            Tensor: (b, t, d)
+        """
+        # ① 注意力：词元之间交换信息。
         shortcut = x
         x = self.norm1(x)
         x = self.att(x)  # (b, t, d)
         x = self.drop_shortcut(x)
         x = x + shortcut
+
+        # ② 前馈网络：每个词元各自消化。
         shortcut = x
         x = self.norm2(x)
         x = self.ff(x)  # (b, t, d)
         x = self.drop_shortcut(x)
         return x + shortcut
-# endregion
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -154,9 +174,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% 4.5　进去 (2, 4, 768)，出来还是 (2, 4, 768)
 torch.manual_seed(123)

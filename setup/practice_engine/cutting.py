@@ -38,10 +38,22 @@ class Component:
     def __init__(self, spec, order):
         defaults = {"needs": [], "extra": {}, "blanks": [], "cases": [], "mutants": [], "task": ""}
         self.spec, self.order = {**defaults, **spec}, order
-        for key in ("name", "title", "section", "source", "parts", "needs", "extra", "task", "blanks", "cases", "mutants"):
+        for key in ("name", "title", "section", "parts", "needs", "extra", "task", "blanks", "cases", "mutants"):
             setattr(self, key, self.spec[key])
-        self.chapter = self.source.split("/")[0]
+        self.chapter = self.spec["source"].split("/")[0]
         self.place = f"{self.section} 节" if self.section[0].isalnum() and self.section.isascii() else self.section  # 实验没有节号
+
+    @cached_property
+    def source(self):
+        """讲解它的脚本；practice_cases 里可以只写文件夹，如 "ch04/main"。
+
+        返回:
+            str: 文件，相对项目根目录
+
+        异常:
+            ValueError: 那个文件夹的 example_*.py 里没有它
+        """
+        return copy_forward.home(self.spec["source"], self.parts[0])
 
     @property
     def path(self):
