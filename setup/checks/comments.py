@@ -82,7 +82,7 @@ def read(path):
     for number in range(1, len(lines) + 1):
         mark = comments.get(number, "")
         if mark.startswith(("# region 沿用", "# region 改写")):
-            inside = copied if mark.startswith("# region 沿用") else adapted
+            inside = copied if mark.startswith("# region 沿用 ") else adapted if mark.startswith("# region 改写") else None  # 沿用（含注释）：读者读得到它的注释，照常查
         if inside is not None:
             inside.add(number)
         if mark.startswith("# endregion"):
@@ -167,8 +167,9 @@ def check_docstrings(source):
             continue
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
         names = [argument.arg for argument in arguments if argument and argument.arg not in ("self", "cls", "_")]
-        if name == "main" and names in ([], ["args"]):
-            continue  # 命令行的参数写在 --help 里，main 有一句话就够
+        statements = [inner for inner in node.body if not (isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant))]
+        if name == "main" and names in ([], ["args"]) or len(statements) == 1 and isinstance(statements[0], (ast.Return, ast.Expr)):
+            continue  # 命令行的参数写在 --help 里，main 有一句话就够；只有一句的函数，一行文档也够
         parts, nodes = sections(doc), own_nodes(node)
         # 参数一行写成 `名字 (类型): 说明` 或 `名字: 说明`，缩进 4 格；缩进更深的是上一行的继续。
         entries = [re.match(r" {4}([^\s(:][^(:]*)(?:\(.*?\))?:", entry) for entry in parts.get("参数", [])]

@@ -266,9 +266,59 @@ def test_unpaired_regions(project):
         assert result.returncode == 2 and result.stderr.startswith("出错了：") and result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("header", ["# region 抄写 ch02/main/source.py: Scale", "# region 沿用 ch02/main/source.py Scale", "# region 沿用 ch02/main/source: Scale", "# region 画图"])
+@pytest.mark.parametrize("header", ["# region 抄写 ch02/main/source.py: Scale", "# region 沿用 ch02/main/source.py Scale", "# region 沿用（不含注释） ch02/main/source.py: Scale", "# region 画图"])
 def test_malformed_header(project, header):
     assert "格式应为" in problem(project, f"{header}\n{SCALE}# endregion\n")
+
+
+# ── 原处写成文件夹；沿用（含注释） ──
+
+
+@pytest.fixture
+def walkthroughs(project):
+    """ch02/main 里有两个逐步讲解，各讲一个组件；source.py 不是逐步讲解，不会去找。"""
+    code = (project / "ch02/main/source.py").read_text(encoding="utf-8")
+    (project / "ch02/main/example_01_one.py").write_text("# %% 一格\nx = 1\n\n\n# 先说一句，属于它\ndef one():\n    \"\"\"一。\n\n    返回:\n        int: 一\n    \"\"\"\n    # 为什么是 1\n    return 1\n\n\nprint(one())\n", encoding="utf-8")
+    (project / "ch02/main/example_02_two.py").write_text(region("沿用", "one", "", "ch02/main") + 'def two():\n    """二。"""\n    return one() + 1\n', encoding="utf-8")
+    assert "def one" not in code
+    return project
+
+
+def test_folder_finds_each_home(walkthroughs):
+    path = user(walkthroughs, region("沿用", "one, two", "", "ch02/main"))
+    assert run(walkthroughs, "write").returncode == 0
+    text = path.read_text(encoding="utf-8")
+    assert "（详解见 ch02/main/example_01_one.py）" in text and "（详解见 ch02/main/example_02_two.py）" in text and "为什么是 1" not in text
+    assert run(walkthroughs, "check").returncode == 0
+    lines = run(walkthroughs, "tree").stdout.splitlines()
+    assert "one（ch02/main/example_01_one.py）" in lines and "two（ch02/main/example_02_two.py）" in lines
+
+
+def test_whole_copy_keeps_comments(walkthroughs):
+    path = user(walkthroughs, region("沿用（含注释）", "one", "", "ch02/main"))
+    assert run(walkthroughs, "check").returncode == 1 and run(walkthroughs, "write").returncode == 0
+    text = path.read_text(encoding="utf-8")
+    assert "# 先说一句，属于它\ndef one" in text and "        int: 一" in text and "    # 为什么是 1\n" in text and "详解见" not in text
+    assert run(walkthroughs, "check").returncode == 0
+    path.write_text(text.replace("# 为什么是 1", "# 改过"), encoding="utf-8")
+    assert run(walkthroughs, "check").returncode == 1
+
+
+def test_folder_without_or_with_two_homes(walkthroughs):
+    run(walkthroughs, "write")
+    assert "里没有 gone" in problem(walkthroughs, region("沿用", "gone", "", "ch02/main"))
+    assert "原处 ch09/main 不存在" in problem(walkthroughs, region("沿用", "one", "", "ch09/main"))
+    (walkthroughs / "ch02/main/example_03_again.py").write_text('def two():\n    """又一个。"""\n', encoding="utf-8")
+    assert "不止一处" in problem(walkthroughs, region("沿用", "two", "", "ch02/main"))
+
+
+def test_named_files_only(walkthroughs):
+    other = user(walkthroughs, region("沿用", "Scale", ""), "other")
+    path = user(walkthroughs, region("沿用", "two", "", "ch02/main"))
+    assert run(walkthroughs, "write", str(path)).returncode == 0 and run(walkthroughs, "check", str(path)).returncode == 0
+    assert "def two" in path.read_text(encoding="utf-8") and "class Scale" not in other.read_text(encoding="utf-8")
+    assert run(walkthroughs, "check").returncode == 1
+    assert run(walkthroughs, "check", "nowhere.py").returncode == 2
 
 
 def test_region_names_a_copy(project):

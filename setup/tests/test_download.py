@@ -674,7 +674,9 @@ module.main()
 def start(server, folder, kinds, *args, limit=0, stderr=subprocess.PIPE, **env):
     env = {key: value for key, value in os.environ.items() if key != "LLM_DATA_DIR"} | {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "PYTHONIOENCODING": "utf-8"} | env
     command = [sys.executable, "-c", DRIVER, __file__, str(folder), str(server.server_address[1]), kinds, str(limit), *(args or ["thing"])]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8", env=env)
+    # 在后台启动整套测试时，shell 会让它们都不理 Ctrl+C；这里恢复，否则送去的信号没有人听。
+    listen = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8", env=env, preexec_fn=listen)
 
 
 def finish(process):
@@ -803,7 +805,7 @@ def test_the_real_list():
     module = load_real()
     items = module.ITEMS.values()
     assert {"the-verdict.txt", "SMSSpamCollection.tsv", "instruction-data.json", "instruction-data-with-preference.json"} < {item.file for item in items}
-    assert {f"gpt2-{size}.safetensors" for size in ("124M", "355M", "774M", "1558M")} | {"gpt2_bpe/encoder.json", "gpt2_bpe/vocab.bpe"} < {item.file for item in items}
+    assert {f"gpt2-{size}.safetensors" for size in ("124M", "355M", "774M", "1558M")} | {"tiktoken/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "tiktoken/6d1cbeee0f20b3d9449abfede4726ed8212e3aee"} < {item.file for item in items}
     assert len({item.file for item in items}) == len({item.sha256 for item in items}) == len(items)
     for item in items:
         assert re.fullmatch(r"[0-9a-f]{64}", item.sha256) and len(item.urls) >= 2
@@ -819,7 +821,7 @@ def test_groups(monkeypatch, tmp_path, call):
     monkeypatch.delenv("LLM_DATA_DIR", raising=False)
     asked = []
     module.DOWNLOADS, module.get = tmp_path, lambda item, args: asked.append(item.file) or ""
-    tokenizer = ["gpt2_bpe/encoder.json", "gpt2_bpe/vocab.bpe"]
+    tokenizer = ["tiktoken/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "tiktoken/6d1cbeee0f20b3d9449abfede4726ed8212e3aee"]
     for size in ("124M", "355M", "774M", "1558M"):
         asked.clear()
         assert call(module, f"gpt2-{size}")[0] == 0

@@ -529,11 +529,13 @@ def test_watch_checks_on_save(tmp_path):
 
     put(tmp_path, "GELU", COMPONENTS["GELU"].body.replace("x**3", "x**2"))
     environment = {**os.environ, "LLM_PRACTICE_DIR": str(tmp_path), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(ROOT / "setup/practice.py"), "watch", "GELU"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+    # 在后台启动整套测试时，shell 会让它们都不理 Ctrl+C；这里恢复，否则送去的信号没有人听。
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen([sys.executable, str(ROOT / "setup/practice.py"), "watch", "GELU"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", preexec_fn=listen)
     lines = queue.Queue()
     threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
 
-    def wait(words, seconds=60):
+    def wait(words, seconds=300):
         end = time.monotonic() + seconds
         while True:
             line = lines.get(timeout=max(end - time.monotonic(), 0.01))
@@ -541,14 +543,15 @@ def test_watch_checks_on_save(tmp_path):
                 return line
 
     try:
-        wait("没通过")
+        cold = wait("没通过")
         wait("hint GELU")
         time.sleep(0.5)  # 第一次检查之后才开始盯
         put(tmp_path, "GELU", COMPONENTS["GELU"].body)
         passed = wait("✓ GELU 通过")
-        assert float(re.search(r"([\d.]+) 秒", passed)[1]) < 1  # 热的考官：不用再导入 torch
+        seconds = [float(re.search(r"([\d.]+) 秒", line)[1]) for line in (cold, passed)]
+        assert seconds[1] < seconds[0] / 2, seconds  # 热的考官：不用再导入 torch；同一台机器上比，忙不忙都一样
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

@@ -1,5 +1,6 @@
 """setup/ 里的工具：找数据、中文命令行、设备选择、画图字体，以及 run.sh、test.sh。"""
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -84,8 +85,6 @@ def tree(tmp_path, monkeypatch):
 
 def test_find_data_order(tree, monkeypatch):
     module, root = tree
-    with pytest.raises(FileNotFoundError, match="找不到数据文件"):
-        module.find_data("a.txt")
     (root / "setup/data/b.txt").write_text("自带")
     assert module.find_data("a.txt", "b.txt") == root / "setup/data/b.txt"
     (root / "setup/downloads/a.txt").write_text("下载")
@@ -93,6 +92,25 @@ def test_find_data_order(tree, monkeypatch):
     (root / "mine/b.txt").write_text("明说的")
     monkeypatch.setenv("LLM_DATA_DIR", str(root / "mine"))
     assert module.find_data("a.txt", "b.txt") == root / "mine/b.txt"
+
+
+@pytest.mark.parametrize(("name", "command"), [("a.txt", "setup/download.py"), ("tiktoken", "setup/prepare.py"), ("gpt_mini.pth", "ch05/main/gpt_train.py（约 90 秒）"), ("gpt2-124M.pth", "ch05/main/gpt_download.py")])
+def test_find_data_says_which_command_makes_it(tree, capsys, name, command):
+    with pytest.raises(SystemExit) as stopped:
+        tree[0].find_data(name, "b.txt")
+    assert stopped.value.code == 2 and capsys.readouterr() == ("", f"找不到 {name}，请先运行 python {command}\n")
+
+
+def test_find_data_finds_trained_weights(tree):
+    module, root = tree
+    (root / "ch05/outputs").mkdir(parents=True)
+    (root / "ch05/outputs/gpt_mini.pth").write_bytes(b"")
+    assert module.find_data("gpt_mini.pth") == root / "ch05/outputs/gpt_mini.pth"
+
+
+def test_find_data_lists_everything(monkeypatch):
+    result = run(sys.executable, "setup/find_data.py")
+    assert result.returncode == 0 and result.stderr == "" and "GPT-2 的词表" in result.stdout and "gpt_download.py --size 1558M" in result.stdout
 
 
 def test_find_data_in_notebook(tree, monkeypatch):
@@ -106,7 +124,7 @@ def test_find_data_in_notebook(tree, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "找不到文件"), (b"", "是空的"), (b"  \n", "是空的"), (b"ab\0cd", "二进制"), ("中文".encode("gbk"), "UTF-8"), (b"\x89PNG\r\n\x1a\n\xff", "UTF-8")],
+    [(None, "读不了"), (b"", "是空的"), (b"  \n", "是空的"), (b"ab\0cd", "二进制"), ("中文".encode("gbk"), "UTF-8"), (b"\x89PNG\r\n\x1a\n\xff", "UTF-8")],
 )
 def test_read_text_refuses(tmp_path, content, message):
     path = tmp_path / "text.txt"
@@ -118,7 +136,7 @@ def test_read_text_refuses(tmp_path, content, message):
 
 def test_read_text_folder_and_bom(tmp_path):
     module = load("setup/find_data.py")
-    with pytest.raises(ValueError, match="文件夹"):
+    with pytest.raises(ValueError, match="读不了"):
         module.read_text(tmp_path)
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + "你好".encode())
     assert module.read_text(tmp_path / "bom.txt") == "你好"
@@ -154,10 +172,57 @@ def test_chinese_help():
 
 
 def test_marks_survive_a_gbk_console():
-    code = "from self_check import confirm, safe_console; safe_console(); confirm('对', True, ''); confirm('错', False, '原因')"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "setup", env={**os.environ, "PYTHONIOENCODING": "gbk"}, capture_output=True)
+    code = "from chinese_cli import ChineseParser; ChineseParser('试'); print('✓ ✗')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "setup", env={**os.environ, "PYTHONIOENCODING": "gbk", "PYTHONUTF8": "0"}, capture_output=True)
     output = result.stdout.decode("gbk")
     assert result.returncode == 0 and "CHECK MARK" in output and "BALLOT X" in output
+
+
+# ── 备料：GPT-2 的词表 ──
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch):
+    """放词表的工具，目标换成一个空文件夹。"""
+    module = load("setup/prepare.py")
+    monkeypatch.setattr(module, "DOWNLOADS", tmp_path)
+    monkeypatch.setattr(module, "FOLDER", tmp_path / "tiktoken")
+    return module
+
+
+def test_prepared_vocabulary_needs_no_network(prepare, tmp_path):
+    assert prepare.place() == [] and len(list((tmp_path / "tiktoken").iterdir())) == 2
+    code = "import socket; socket.socket = None; import tiktoken; print(tiktoken.get_encoding('gpt2').encode('Hello, I am'))"
+    result = run(sys.executable, "-c", code, TIKTOKEN_CACHE_DIR=str(tmp_path / "tiktoken"))
+    assert result.stdout == "[15496, 11, 314, 716]\n", result.stderr
+
+
+def test_prepare_mends_a_broken_vocabulary_and_leaves_a_good_one(prepare, tmp_path):
+    prepare.place()
+    good, broken = sorted((tmp_path / "tiktoken").iterdir())
+    before = good.stat().st_mtime_ns
+    broken.write_bytes(broken.read_bytes()[:-1])
+    assert prepare.place() == [] and good.stat().st_mtime_ns == before
+    assert hashlib.sha256(broken.read_bytes()).hexdigest() in prepare.FILES.values()
+
+
+def test_prepare_without_a_source_says_what_to_do(prepare, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "find_spec", lambda name: None)
+    monkeypatch.delenv("LLM_DATA_DIR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["prepare.py"])
+    with pytest.raises(SystemExit) as stopped:
+        prepare.main()
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.count("\n") == 1 and "pip install -r requirements.txt" in err and "download.py gpt2-tokenizer" in err
+
+
+def test_prepare_refuses_a_wrong_source(prepare, monkeypatch, tmp_path):
+    (tmp_path / "gpt2_bpe").mkdir()
+    for name in prepare.FILES:
+        (tmp_path / "gpt2_bpe" / name).write_text("假的")
+    monkeypatch.setattr(prepare, "find_spec", lambda name: None)
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path))
+    assert prepare.place() == list(prepare.FILES) and not (tmp_path / "tiktoken").exists()
 
 
 # ── 设备 ──
@@ -169,9 +234,9 @@ def test_pick_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto").type == "cpu" and pick_device("cpu").type == "cpu"
     for name in ("mps", "cuda"):
-        with pytest.raises(ValueError, match=f"没有可用的 {name}"):
+        with pytest.raises(ValueError, match=f"没有设备 {name}"):
             pick_device(name)
-    with pytest.raises(ValueError, match="不认识的设备"):
+    with pytest.raises(ValueError, match="没有设备 tpu"):
         pick_device("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto").type == "cuda"
@@ -193,22 +258,10 @@ def test_missing_device_is_an_error(name):
     assert_one_chinese_sentence(run(sys.executable, "setup/device_check.py", "--device", name))
 
 
-def test_chinese_font(monkeypatch):
-    from matplotlib import font_manager
-    import matplotlib.pyplot as plt
-
-    module = load("setup/plot_style.py")
-
-    class Font:
-        def __init__(self, name):
-            self.name = name
-
-    monkeypatch.setitem(plt.rcParams, "font.sans-serif", ["DejaVu Sans"])
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [Font("DejaVu Sans")])
-    assert module.use_chinese_font() is False
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [Font("SimHei"), Font("Heiti TC")])
-    assert module.use_chinese_font() is True
-    assert plt.rcParams["font.sans-serif"][0] == "Heiti TC" and plt.rcParams["axes.unicode_minus"] is False
+def test_chinese_in_pictures(tmp_path):
+    code = "import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as plt, zhplot; plt.title('损失 −1 √²'); plt.savefig('x.png')"
+    result = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr  # 缺字时 matplotlib 会警告
 
 
 # ── run.sh 与 test.sh：用假的 python 试，不真的安装 ──
@@ -219,7 +272,7 @@ def project(tmp_path):
     """一个最小的项目：setup/run.sh、setup/test.sh，和一个会记账的假 python3。"""
     root = tmp_path / "project"
     (root / "setup" / "checks").mkdir(parents=True)
-    for name in ("setup/run.sh", "setup/test.sh", "requirements.txt", "setup/requirements-test.txt"):
+    for name in ("setup/run.sh", "setup/test.sh", "setup/prepare.py", "requirements.txt", "setup/requirements-test.txt"):
         (root / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     (root / "hello.py").write_text("import sys; print('你好', sys.argv[1:])", encoding="utf-8")
     bin_folder = tmp_path / "bin"
@@ -276,12 +329,13 @@ def test_run_sh_missing_script(project):
 
 def test_test_sh_runs_checks_then_pytest(project):
     root, log, env = project
-    for name in ("setup/copy_forward.py", "setup/checks/comments.py"):
+    for name in ("setup/copy_forward.py", "setup/checks/comments.py", "setup/checks/proportion.py", "ch05/main/gpt_train.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("print('好')")
     result = run("bash", root / "setup/test.sh", "-k", "x", cwd="/", **env)
     assert result.returncode == 0 and "3 passed" in result.stdout, result.stderr
     lines = log.read_text().splitlines()
-    assert "setup/copy_forward.py check" in lines and "setup/checks/comments.py" in lines
+    assert {"setup/copy_forward.py check", "setup/checks/comments.py", "setup/checks/proportion.py", "ch05/main/gpt_train.py"} <= set(lines)
     assert lines[-1].startswith("-m pytest") and lines[-1].endswith("-k x")
 
 
