@@ -143,7 +143,7 @@ def print_advice(device):
     """
     print("\n内存不够（out of memory）时，依次试：")
     print("  1. 把批改小（batch size）：激活值占的内存与它成正比，2 变 1 就省一半")
-    print("  2. 换小模型：训练时，每个参数要 16 字节（权重、梯度、AdamW 的两份动量各 4 字节），GPT-2 small 约 2.4 GB 起步")
+    print("  2. 换小模型：训练时，每个参数要 16 字节（权重、梯度、AdamW 的两份动量各 4 字节），GPT-2 small 约 2.6 GB 起步")
     print("  3. 梯度累积（gradient accumulation）：几个小批的梯度加起来再更新一次，效果约等于大批，内存只要小批的")
     watch = {"mps": "打开「活动监视器」，菜单「窗口 → GPU 历史记录」", "cuda": "另开一个终端运行 nvidia-smi -l 1"}
     print("怎样看 GPU 忙不忙：" + watch.get(device.type, "现在用的是 CPU，看系统的任务管理器（top、活动监视器）即可"))

@@ -168,7 +168,7 @@ def components():
 
     def classifier():
         model = gpt.GPTModel(CONFIG)
-        classify.add_classification_head(model)
+        model.out_head = nn.Linear(CONFIG["emb_dim"], 2)  # 第 6 章：输出层换成两类
         return model
 
     return [

@@ -322,7 +322,7 @@ def main():
         if any(any(folder.glob("gpt2-*.safetensors")) for folder in folders):
             parser.error("这台机器上有 GPT-2 的权重，ch05–ch07 的脚本会改用它，而写的是 mini 的时间：先把它移开，或加 --force")
     if not (ROOT / "ch05" / "outputs" / "gpt_mini.pth").is_file() and any(script.relative_to(ROOT).parts[0] in ("ch06", "ch07") for script in scripts):
-        parser.error("先运行 python ch05/main/gpt_train.py：没有它，ch06、ch07 的脚本会当场训练一个，量出来偏多")
+        parser.error("先运行 python ch05/main/gpt_train.py：没有它，ch06、ch07 的脚本不运行")
     try:
         done = [measure(script, args.limit * 60, args.dry_run) for script in scripts]
     except KeyboardInterrupt:

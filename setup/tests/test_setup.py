@@ -94,7 +94,7 @@ def test_find_data_order(tree, monkeypatch):
     assert module.find_data("a.txt", "b.txt") == root / "mine/b.txt"
 
 
-@pytest.mark.parametrize(("name", "command"), [("a.txt", "setup/download.py"), ("tiktoken", "setup/prepare.py"), ("gpt_mini.pth", "ch05/main/gpt_train.py（约 90 秒）"), ("gpt2-124M.pth", "ch05/main/gpt_download.py")])
+@pytest.mark.parametrize(("name", "command"), [("a.txt", "setup/download.py"), ("tiktoken", "setup/prepare.py"), ("gpt_mini.pth", "ch05/main/gpt_train.py（约 90 秒）"), ("gpt2-355M.pth", "ch05/main/gpt_download.py --size 355M")])
 def test_find_data_says_which_command_makes_it(tree, capsys, name, command):
     with pytest.raises(SystemExit) as stopped:
         tree[0].find_data(name, "b.txt")
