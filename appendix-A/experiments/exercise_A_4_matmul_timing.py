@@ -1,8 +1,10 @@
 """附录 A · 练习 A.4　同一次矩阵乘法，在每个设备上要多久？
 
 题目：　100 × 200 的矩阵乘 200 × 300 的矩阵，在 CPU 上要多久？在 GPU 上呢？
-先想：　它要做 100 × 200 × 300 次乘法和差不多的加法，一共 1200 万次运算。CPU 每秒能做几百亿次，那应当是多少微秒？GPU 一定快吗？
-解法：　① 在每个设备上建好两个矩阵（搬运不计时）；② 先热身，再重复多次，前后都等设备干完；③ 换小的、大的矩阵再量，看规律。
+先想：　它要做 100 × 200 × 300 次乘法和差不多的加法，一共 1200 万次运算。CPU 每秒能做几百亿次，那应当是多少微秒？
+        GPU 一定快吗？
+解法：　① 在每个设备上建好两个矩阵（搬运不计时）；② 先热身，再重复多次，前后都等设备干完；
+        ③ 换小的、大的矩阵再量，看规律。
 动手改：1. 把 SIZES 的第一行改成 (1, 1, 1, 300)：两次运算也要 1 微秒上下，这就是"接一单"的固定开销。
         2. 把 measure 里的 rand 都改成 zeros：时间几乎不变，矩阵乘法不会因为数是 0 就偷懒。
 
@@ -99,20 +101,22 @@ def main():
     micros, worst = {}, 0.0
     for rows, inner, columns, repeats in SIZES:
         operations = 2 * rows * inner * columns  # 每个输出要 inner 次乘、inner 次加
-        print(f"\n({rows}, {inner}) @ ({inner}, {columns})　{operations:,} 次运算" + ("　← 题目" if rows == 100 else ""))
+        note = "　← 题目" if rows == 100 else ""
+        print(f"\n({rows}, {inner}) @ ({inner}, {columns})　{operations:,} 次运算{note}")
         for name, device in devices.items():
             micros[name, rows], product = measure(device, rows, inner, columns, repeats)
             if name == "cpu":
                 reference = product
             worst = max(worst, ((product - reference).abs().max() / reference.max()).item())
-            print(f"  {name:<5} {micros[name, rows]:10,.1f} 微秒　{operations / micros[name, rows] / 1000:8,.1f} GFLOP/s")
+            gflops = operations / micros[name, rows] / 1000
+            print(f"  {name:<5} {micros[name, rows]:10,.1f} 微秒　{gflops:8,.1f} GFLOP/s")
 
     if ("cpu", 100) in micros:
         print("\n答案：" + "，".join(f"{name} {micros[name, 100]:.1f} 微秒" for name in devices))
         print("书的参考答案：Colab 的 CPU 63.8 微秒，V100 显卡 13.8 微秒。每台电脑都不同，差几倍很正常。")
 
     print("\n这个数字对吗？")
-    confirm(f"各设备的结果与 CPU 相同（相对误差最大 {worst:.0e}，应小于 0.002）", worst < 2e-3, "各设备上用的随机数不同")
+    confirm(f"各设备的结果与 CPU 相同（相对误差 {worst:.0e}，应小于 0.002）", worst < 2e-3, "各设备上用的随机数不同")
     times = [micros["cpu", rows] for rows, *_ in SIZES]
     confirm("CPU 上，大的那个比小的慢 100 倍以上", times[-1] > 100 * times[0], "计时把搬运也算进去了，或者重复次数太少")
 

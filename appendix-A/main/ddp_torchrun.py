@@ -16,7 +16,6 @@
 形状记号：b 批大小（每个进程的）　w 进程数　p 参数个数
 """
 
-import argparse
 import copy
 import os
 import platform
@@ -29,6 +28,9 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+# ---- 改这里 ----
+NUM_EPOCHS = 3  # 训练几轮
 
 
 # region 沿用 appendix-A/main/example_03_multilayer_network.py: NeuralNetwork
@@ -102,12 +104,13 @@ def ddp_setup(rank, world_size, device):
 
     出处: 原书 A.9.3 节
     """
-    # 各进程都去 0 号进程的地址和端口报到，到齐了才往下走。torchrun 会设好这两个变量；直接用 python 运行时只有自己，端口 0 表示随便挑一个空的。
+    # 各进程都去 0 号进程的地址和端口报到，到齐了才往下走。torchrun 会设好这两个变量；
+    # 直接用 python 运行时只有自己，端口 0 表示随便挑一个空的。
     os.environ.setdefault("MASTER_ADDR", "localhost")
     os.environ.setdefault("MASTER_PORT", "0")
     if platform.system() == "Windows":
         os.environ["USE_LIBUV"] = "0"  # Windows 版 PyTorch 编译时没有带 libuv，不关掉就报错
-    # nccl：显卡之间直接传，快，只有 Linux 上有；gloo：走网络，CPU 上也能用（书上只在 Windows 上用它，而且总要显卡）。
+    # nccl：显卡之间直接传，快，只有 Linux 上有；gloo：走网络，CPU 上也能用。
     backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=world_size)
     if device.type == "cuda":
@@ -126,17 +129,17 @@ def prepare_dataset():
     y_train = torch.tensor([0, 0, 0, 1, 1])
     X_test = torch.tensor([[-0.8, 2.8], [2.6, -1.6]])
     y_test = torch.tensor([0, 1])
-    if dist.get_world_size() > 2:
+    factor = dist.get_world_size()
+    if factor > 2:
         # 5 个样本分给 8 个进程，每个连一批都凑不满，准确率就要除以 0。照书上的办法扩充：复制几份，加一点噪声。
         # 各进程的种子相同，造出来的数据才一样，才谈得上"分"。
-        factor = dist.get_world_size()
         X_train = torch.cat([X_train + torch.randn_like(X_train) * 0.1 for _ in range(factor)])  # (5w, 2)
         y_train = y_train.repeat(factor)
 
     train_ds = ToyDataset(X_train, y_train)
     train_loader = DataLoader(
         dataset=train_ds,
-        batch_size=2,  # 每个进程的；全局的批 = 2 × 进程数
+        batch_size=2,  # 每个进程的；合起来的一批 = 2 × 进程数
         shuffle=False,  # 打乱交给 sampler，两个都开会报错
         pin_memory=torch.cuda.is_available(),  # 锁页内存：往显卡搬得更快；没有显卡时没用
         drop_last=True,  # 每个进程的批一样大，梯度的平均才等于全局的平均
@@ -163,11 +166,12 @@ def train_alone(model, train_ds, world_size, num_epochs):
         Tensor: 训练后的全部参数排成一行，(p,)
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    samplers = [DistributedSampler(train_ds, num_replicas=world_size, rank=rank) for rank in range(world_size)]
+    loaders = [DataLoader(train_ds, batch_size=2, drop_last=True, sampler=sampler) for sampler in samplers]
     for epoch in range(num_epochs):
-        samplers = [DistributedSampler(train_ds, num_replicas=world_size, rank=rank) for rank in range(world_size)]
         for sampler in samplers:
             sampler.set_epoch(epoch)
-        for batches in zip(*[DataLoader(train_ds, batch_size=2, drop_last=True, sampler=sampler) for sampler in samplers]):
+        for batches in zip(*loaders):
             features = torch.cat([features for features, _ in batches])  # (w·b, 2)
             labels = torch.cat([labels for _, labels in batches])  # (w·b,)
             optimizer.zero_grad()
@@ -187,13 +191,7 @@ def confirm(claim, ok, hint):
 
 
 def say(rank, text):
-    """打印一行，注明是哪个进程。
-
-    参数:
-        rank (int): 自己的编号
-        text (str): 要说的话
-    """
-    # print 把内容和换行分两次写，几个进程同时写就会挤进一行；连换行一起拼好，一次写完。
+    """打印一行，注明是哪个进程；连换行一次写完，几个进程的话才不会挤进一行。"""
     print(f"[进程 {rank}] {text}\n", end="", flush=True)
 
 
@@ -214,7 +212,7 @@ def main(rank, world_size, num_epochs, device):
     ddp_setup(rank, world_size, device)  # 新 ①　加入进程组
     train_loader, test_loader = prepare_dataset()  # 新 ②　用 DistributedSampler 分数据
     model = NeuralNetwork(num_inputs=2, num_outputs=2)
-    alone = copy.deepcopy(model)  # 留一份起点，最后用来对照
+    alone = copy.deepcopy(model)  # 留一份起点，自查时用来对照
     model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     # 新 ③　包一层。包的时候 0 号进程把自己的参数广播给大家，起点就相同；之后它在 backward() 里平均梯度，步子也相同。
@@ -233,13 +231,13 @@ def main(rank, world_size, num_epochs, device):
             optimizer.zero_grad()
             loss.backward()  # 通信就藏在这一行：哪个参数的梯度一算好，就与别的进程求平均
             optimizer.step()
-            say(rank, f"Epoch: {epoch + 1:03d}/{num_epochs:03d} | Batchsize {labels.shape[0]:03d} | Train/Val Loss: {loss:.2f}")
+            say(rank, f"第 {epoch + 1}/{num_epochs} 轮　一批 {len(labels)} 个　训练损失 {loss:.2f}")
 
     train_acc = compute_accuracy(model, train_loader, device=device)  # 只数自己分到的那份
     test_acc = compute_accuracy(model, test_loader, device=device)
     say(rank, f"准确率　训练 {train_acc}　测试 {test_acc}")
 
-    # 0 号把自己的参数发给大家，各自算与它差多少，再取所有进程里最大的。这两次通信每个进程都要参加，少一个就永远等下去。
+    # 0 号把自己的参数发给大家，各自算与它差多少，再取所有进程里最大的。这两次通信人人都要参加，少一个就永远等下去。
     mine = nn.utils.parameters_to_vector(model.module.parameters()).detach()  # (p,)
     zeros = mine.clone()
     dist.broadcast(zeros, src=0)
@@ -247,44 +245,40 @@ def main(rank, world_size, num_epochs, device):
     dist.all_reduce(spread, op=dist.ReduceOp.MAX)
     if rank == 0:  # 自查只要一份；存模型也一样，几个进程写同一个文件会互相覆盖
         print("\n这个数字对吗？")
-        confirm(f"{world_size} 个进程的参数逐位相同（最多相差 {spread.item():.1e}）", spread == 0, "前向用的是 model.module，绕过了 DDP，梯度没有平均")
+        if world_size > 1:
+            claim = f"{world_size} 个进程的参数逐位相同（最多相差 {spread.item():.1e}）"
+            confirm(claim, spread == 0, "前向用的是 model.module，绕过了 DDP，梯度没有平均")
         gap = (mine.cpu() - train_alone(alone, train_loader.dataset, world_size, num_epochs)).abs().max().item()
-        allowed = 1e-5 if device.type == "cpu" else 1e-2
-        confirm(f"与 1 个进程、一批 {2 * world_size} 个、不用 DDP 训练的参数相同（最多相差 {gap:.1e}）", gap < allowed, "梯度没有平均，或各进程的批不一样大")
+        claim = f"与 1 个进程、一批 {2 * world_size} 个、不用 DDP 训练的参数相同（最多相差 {gap:.1e}）"
+        confirm(claim, gap < (1e-5 if device.type == "cpu" else 1e-2), "梯度没有平均，或各进程的批不一样大")
         if num_epochs >= 3:
             confirm(f"测试集全对（准确率 {test_acc}）", test_acc == 1.0, "学习率不是 0.5，还没学会")
-    # 停半秒再走：gloo 的后台线程做完通信，还要放下手里的张量，放下时要用到 Python 解释器；解释器若已在退出，进程就会崩溃。
+    # 停半秒再走：gloo 的后台线程做完通信，还要放下手里的张量，放下时要用到 Python 解释器；
+    # 解释器若已在退出，进程就会崩溃。
     time.sleep(0.5)
     dist.destroy_process_group()  # 不写这一句，退出时会有警告
     return model.module
 
 
-def command_line():
-    """读命令行和 torchrun 给的环境变量，选设备，开始训练。"""
-    parser = argparse.ArgumentParser(description="A.9.3 节　多进程训练：torchrun 启动几个进程，就用几个")
-    parser.add_argument("--epochs", type=int, default=3, help="训练几轮（默认：3，与原书相同）")
-    parser.add_argument("--device", default="auto", help="auto、cuda 或 cpu（默认：auto，显卡够一人一块就用显卡）")
-    args = parser.parse_args()
+def from_torchrun():
+    """从 torchrun 设好的环境变量得知自己是谁；不是 torchrun 启动的，就只有自己。
 
-    # torchrun 启动每个进程之前都会设好这些：RANK 是全局的编号，LOCAL_RANK 是在这台机器上的编号，也就是用第几块显卡。
-    # 只有一台机器时两者相同（书上就只用一个）；不是 torchrun 启动的，就是 1 个进程。
+    返回:
+        tuple[int, int, torch.device]: 自己的编号、一共几个进程、用哪个设备
+    """
     rank, world_size, local_rank, local_size = 0, 1, 0, 1
     if "LOCAL_RANK" in os.environ:  # 只看 WORLD_SIZE 会误会：集群的作业系统也爱设它
-        rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    gpus = torch.cuda.device_count()
-    if args.epochs < 1:
-        parser.error(f"--epochs 至少是 1，不能是 {args.epochs}")
-    if args.device not in ("auto", "cuda", "cpu"):
-        parser.error(f"--device 只能是 auto、cuda、cpu 之一，不能是 {args.device}；MPS 也不行，进程之间的通信不支持它")
-    if args.device == "cuda" and gpus < local_size:
-        parser.error(f"有 {local_size} 个进程，只有 {gpus} 块显卡，不够一人一块；请减小 --nproc_per_node，或用 --device cpu")
-    use_cuda = args.device != "cpu" and gpus >= local_size
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    if rank == 0:
-        print(f"PyTorch {torch.__version__}　CUDA {torch.cuda.is_available()}　显卡 {gpus} 块　{world_size} 个进程，在 {device.type} 上", flush=True)
-    torch.manual_seed(123)
-    main(rank, world_size, args.epochs, device)
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    # RANK 是全局的编号，LOCAL_RANK 是在这台机器上的编号，也就是用第几块显卡；只有一台机器时两者相同（书上就只用一个）。
+    # 显卡够一人一块才用；不够就都在 CPU 上。MPS 不行，进程之间的通信不支持它。
+    enough = torch.cuda.device_count() >= local_size
+    return rank, world_size, torch.device("cuda", local_rank) if enough else torch.device("cpu")
 
 
 if __name__ == "__main__":
-    command_line()
+    rank, world_size, device = from_torchrun()
+    if rank == 0:
+        print(f"PyTorch {torch.__version__}　{world_size} 个进程，在 {device.type} 上", flush=True)
+    torch.manual_seed(123)  # 各进程的种子相同
+    main(rank, world_size, NUM_EPOCHS, device)

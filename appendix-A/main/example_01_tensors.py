@@ -13,19 +13,8 @@
 这一节还用不到全书的形状记号（b、t、d……），形状直接写数字，如 # (2, 3)。
 """
 
-
 import numpy as np
 import torch
-
-
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
 
 # %% A.1　PyTorch 由三样东西组成
 # ① 张量库：像 NumPy 的数组，但能搬到 GPU 上算（这个脚本和 example_05）；
@@ -33,7 +22,8 @@ def confirm(claim, ok, hint):
 # ③ 深度学习的零件：网络层、损失函数、优化器、数据加载器（example_03、example_04）。
 # 版本号末尾的 +cpu、+cu126 之类，说的是装了哪一种；macOS 上没有，MPS 总是带着的。
 print(f"【A.1】PyTorch {torch.__version__}")
-print(f"CUDA 可用：{torch.cuda.is_available()}　MPS 可用：{torch.backends.mps.is_available()}（都是 False 也没关系，本书用 CPU 就能学）")
+gpus = {"CUDA": torch.cuda.is_available(), "MPS": torch.backends.mps.is_available()}
+print("能用的 GPU：", "、".join(name for name, found in gpus.items() if found) or "没有；不要紧，用 CPU 就能学完本书")
 
 # %% A.2.1　标量、向量、矩阵、张量：差别只在有几维
 # 几维，就是要用几个下标才能取到一个数：标量 0 个，向量 1 个，矩阵 2 个……"张量"是它们的总称。
@@ -43,7 +33,7 @@ tensor2d = torch.tensor([[1, 2], [3, 4]])  # (2, 2)
 tensor3d_1 = torch.tensor([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])  # (2, 2, 2)
 print("\n【A.2.1】维数与形状")
 for name, each in [("标量", tensor0d), ("向量", tensor1d), ("矩阵", tensor2d), ("3 维张量", tensor3d_1)]:
-    print(f"  {name:<4}　ndim = {each.ndim}　shape = {tuple(each.shape)}")
+    print(f"  {name}　ndim = {each.ndim}　shape = {tuple(each.shape)}")
 print(f"标量取出成 Python 的数：{tensor0d.item()}（超过一个元素的张量不能用 item()，用 tolist()）")
 
 # %% 从 NumPy 来：一个复制，一个共享
@@ -53,23 +43,25 @@ ary3d = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])
 tensor3d_2 = torch.tensor(ary3d)  # (2, 2, 2)
 tensor3d_3 = torch.from_numpy(ary3d)  # (2, 2, 2)
 ary3d[0, 0, 0] = 999
-print("\n【A.2.1】改了 NumPy 数组的一个数 ary3d[0, 0, 0] = 999 之后")
-print("torch.tensor 的那份，没有变：")
+print("\n改了 NumPy 数组的一个数 ary3d[0, 0, 0] = 999 之后")
+print("torch.tensor 的那份：")
 print(tensor3d_2)
-print("torch.from_numpy 的那份，跟着变了：")
+print("torch.from_numpy 的那份：")
 print(tensor3d_3)
 
 # %% A.2.2　数据类型：整数默认 int64，小数默认 float32
 # Python 和 NumPy 的小数都是 64 位的，PyTorch 默认却是 32 位：神经网络用不着 16 位有效数字，
 # 换成一半的内存、GPU 上快得多的速度，更划算。
 floatvec = torch.tensor([1.0, 2.0, 3.0])
+default_types = (tensor1d.dtype, floatvec.dtype)
 print(f"\n【A.2.2】整数列表 → {tensor1d.dtype}　小数列表 → {floatvec.dtype}")
 floatvec = tensor1d.to(torch.float32)  # 得到一份新的，tensor1d 自己还是 int64
 print(f"tensor1d.to(torch.float32) → {floatvec.dtype}")
 
-# 陷阱：从 NumPy 来的小数是 float64，与模型的 float32 参数相乘就报错；MPS 根本不支持 float64。读进来先 .float()。
+# %% 陷阱：从 NumPy 来的小数是 float64
+# 与模型的 float32 参数相乘就报错；MPS 根本不支持 float64。所以读进来先 .float()。
 from_numpy = torch.from_numpy(np.array([1.0, 2.0, 3.0]))
-print(f"NumPy 的小数数组 → {from_numpy.dtype}，.float() 之后 → {from_numpy.float().dtype}")
+print(f"NumPy 的数组 → {from_numpy.dtype}，.float() 之后 → {from_numpy.float().dtype}")
 try:
     from_numpy @ floatvec
 except RuntimeError as error:
@@ -92,7 +84,8 @@ print("其中一维可以写 -1，让 PyTorch 自己算：reshape(-1, 2) 的形�
 print("转置 T：")
 print(tensor2d.T)
 
-# 矩阵乘法：(2, 3) @ (3, 2) → (2, 2)，中间的两个 3 必须相等。matmul 与 @ 是一回事，@ 写起来短。
+# %% 矩阵乘法：(2, 3) @ (3, 2) → (2, 2)，中间的两个 3 必须相等
+# matmul 与 @ 是一回事，@ 写起来短。
 print("matmul(T)：")
 print(tensor2d.matmul(tensor2d.T))
 print("@ T：")
@@ -104,17 +97,17 @@ print(tensor2d * tensor2d)
 
 # %% view 与 reshape：转置之后，view 就不行了
 # 张量 = 一块一维的内存 + 一套读法（形状和 stride：每一维走一步，内存里跳几格）。
-# 转置只换读法，内存一个数都不动，所以瞬间完成；可是这样一来，按行念的次序就与内存里的次序不同了（不连续，non-contiguous）。
+# 转置只换读法，内存一个数都不动，所以瞬间完成；可按行念的次序，就与内存里的次序不同了（不连续，non-contiguous）。
 # view 也只换读法，次序对不上，它就报错；reshape 会在必要时另抄一份，于是总能成功。
 transposed = tensor2d.T  # (3, 2)
-print(f"\nview 与 reshape　原来的 stride {tensor2d.stride()}，转置的 stride {transposed.stride()}；转置连续吗？{transposed.is_contiguous()}")
+print(f"\nstride：原来 {tensor2d.stride()}，转置 {transposed.stride()}　转置连续吗？{transposed.is_contiguous()}")
 print(f"转置与原来是同一块内存吗？{transposed.data_ptr() == tensor2d.data_ptr()}")
 try:
     transposed.view(6)
 except RuntimeError as error:
-    print(f"  transposed.view(6)：RuntimeError: {str(error).splitlines()[0]}")
+    print(f"  transposed.view(6)：RuntimeError: {str(error).split(' (')[0]}…")
 flat = transposed.reshape(6)  # (6,)
-also_flat = transposed.contiguous().view(6)  # (6,)　contiguous() 先照新次序抄一份，view 就可以了；第 3 章的多头注意力用的就是它
+also_flat = transposed.contiguous().view(6)  # (6,)　contiguous() 先照新次序抄一份；第 3 章的多头注意力用的就是它
 print("reshape(6)：", flat.tolist(), "　contiguous().view(6)：", also_flat.tolist())
 
 # view 得到的与原来共用内存，改一个，另一个也变；reshape 有时共用有时不共用，所以不要去改 reshape 的结果。
@@ -124,16 +117,26 @@ window, copied = original.view(2, 3), original.clone()  # (2, 3), (6,)
 original[0] = 100
 print(f"改了 original[0]：view 里是 {window[0, 0].item()}，clone 里是 {copied[0].item()}")
 
+
 # %% 这个数字对吗？
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 print("\n这个数字对吗？")
-confirm("torch.tensor 是复制：第一个数还是 1", tensor3d_2[0, 0, 0].item() == 1, "用成了 torch.from_numpy 或 torch.as_tensor")
-confirm("torch.from_numpy 是共享：第一个数变成了 999", tensor3d_3[0, 0, 0].item() == 999, "中间用过 clone() 或 .to(别的类型)，那就是另一份了")
-confirm("默认类型是 int64 和 float32", tensor1d.dtype == torch.int64 and floatvec.dtype == torch.float32, "调用过 torch.set_default_dtype")
+confirm("torch.tensor 是复制：第一个数还是 1", tensor3d_2[0, 0, 0] == 1, "用成了 torch.from_numpy 或 torch.as_tensor")
+confirm("torch.from_numpy 是共享：第一个数变成了 999", tensor3d_3[0, 0, 0] == 999, "中间用过 clone() 或 .to(别的类型)")
+confirm("默认类型是 int64 和 float32", default_types == (torch.int64, torch.float32), "调用过 torch.set_default_dtype")
 book = torch.tensor([[14, 32], [32, 77]])
 confirm("与自己的转置相乘，与原书一致：[[14, 32], [32, 77]]", torch.equal(product, book), "用了 * 而不是 @，或忘了转置")
-confirm("转置后 reshape 的次序是一列一列念：1, 4, 2, 5, 3, 6", flat.tolist() == [1, 4, 2, 5, 3, 6], "在转置之前就变了形")
+confirm("转置后 reshape 是一列一列念：1, 4, 2, 5, 3, 6", flat.tolist() == [1, 4, 2, 5, 3, 6], "在转置之前就变了形")
 
 # %% 动手改
-# 1. 把 np.array([1.0, 2.0, 3.0]) 改成 np.array([1, 2, 3])，看 from_numpy 的类型和那句报错变成什么：整数也不会自动变成小数。
+# 1. 把 np.array([1.0, 2.0, 3.0]) 改成 np.array([1, 2, 3])，看 from_numpy 的类型和那句报错：整数也不会自动变成小数。
 # 2. 把 tensor2d @ tensor2d.T 改成 tensor2d @ tensor2d，读懂报错里的两个形状：哪两个数应该相等？
-# 3. 试试 tensor3d_1.T：维数大于 2 时 T 的意思有歧义，PyTorch 会警告，将来会报错；改写成 tensor3d_1.transpose(1, 2) 才说得清换哪两维。
+# 3. 试试 tensor3d_1.T：维数大于 2 时 T 有歧义，PyTorch 会警告；写成 tensor3d_1.transpose(1, 2) 才说得清换哪两维。

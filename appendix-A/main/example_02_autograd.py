@@ -10,7 +10,7 @@
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
     约 2 秒，0.3 GB（2 核 CPU）
 
-这一节的张量都只有 1 个数，形状 (1,)：先在一个神经元上看懂，再到 example_03 里换成一层一层的。
+这两节的张量都只有 1 个数，形状 (1,)：先在一个神经元上看懂，再到 example_03 里换成一层一层的。
 """
 
 import math
@@ -18,16 +18,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch.autograd import grad
-
-
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
 
 # %% A.3　逻辑回归：最小的一张计算图
 # 一个神经元：输入 x1 乘权重 w1，加偏置 b，过 sigmoid 变成 0 到 1 之间的概率 a，再与正确答案 y 比，得到损失。
@@ -47,7 +37,7 @@ loss = F.binary_cross_entropy(a, y)
 print(f"【A.3】z = {z.item():.4f}　a = {a.item():.4f}　损失")
 print(loss)
 by_hand = -(y.item() * math.log(a.item()) + (1 - y.item()) * math.log(1 - a.item()))
-print(f"手算 {by_hand:.4f}　grad_fn 是 {loss.grad_fn}：参数没有要求梯度，PyTorch 就没有记账")
+print(f"手算 {by_hand:.4f}　grad_fn 是 {loss.grad_fn}")  # None：没有一个张量要求梯度，PyTorch 就没有记账
 
 # %% A.4　requires_grad=True：从这里开始记账
 # 只要参与计算的张量里有一个要求梯度，算出来的张量就会带上 grad_fn：它是谁算出来的、原料是谁。
@@ -62,41 +52,42 @@ print("\n【A.4】从损失往回走，经过的每一步：")
 node, steps = loss.grad_fn, []
 while node is not None:
     steps.append(node.name().split("::")[-1])
-    node = next((source for source, _ in node.next_functions if source is not None), None)  # x1 不要求梯度，那一格是 None，跳过
+    node = next((source for source, _ in node.next_functions if source is not None), None)  # x1 那一格是 None，跳过
 print("  " + " → ".join(steps))  # 最后的 AccumulateGrad 就是"把梯度加到 w1.grad 上"；"加"字后面有陷阱
 
 # %% 第一种：grad()，点名要谁的梯度
 # 它把结果还给你，不往任何张量里存。retain_graph=True：算完先别拆图，后面还要再算一次。
 grad_L_w1 = grad(loss, w1, retain_graph=True)
 grad_L_b = grad(loss, b, retain_graph=True)
-print("\n【A.4】用 grad()：")
+print("\n用 grad()：")
 print("损失对 w1 的梯度", grad_L_w1)
 print("损失对 b 的梯度　", grad_L_b)
 print(f"w1.grad 还是 {w1.grad}")
 
 # %% 第二种：backward()，所有叶子一次算完，训练时用它
 loss.backward()
-print("\n【A.4】用 backward()：")
+print("\n用 backward()：")
 print("w1.grad", w1.grad)
 print("b.grad　", b.grad)
 first_grads = [w1.grad.item(), b.grad.item()]  # 记下来，后面 w1.grad 还会变
 
 # %% 手算一遍：链式法则（chain rule）
-# ∂loss/∂w1 = ∂loss/∂a · ∂a/∂z · ∂z/∂w1，一环一环乘回去：
+# ∂loss/∂w1 = ∂loss/∂a · ∂a/∂z · ∂z/∂w1，一环一环乘回去（y = 1 时）：
 #     ∂loss/∂a = -1/a　　∂a/∂z = a (1 - a)　　∂z/∂w1 = x1　　∂z/∂b = 1
 # 前两个乘起来正好是 a - y：预测减答案。"交叉熵 + sigmoid（或 softmax）"的梯度总是这么干净，这正是它们配对使用的原因。
 dz = a.item() - y.item()
 print(f"\n手算：a - y = {dz:.4f}　乘 x1 得 {dz * x1.item():.4f}　乘 1 得 {dz:.4f}")
-print("两个梯度都是" + ("负的：w1 或 b 增大一点，损失就会变小。" if dz < 0 else "正的：w1 或 b 减小一点，损失才会变小。"))
+print("两个梯度都是" + ("负的：w1 或 b 增大一点，损失就变小。" if dz < 0 else "正的：w1 或 b 减小一点，损失才变小。"))
 
 # %% 走一步试试：往梯度的反方向
 # 更新参数这一步不该记进计算图（它不是模型的一部分），所以放在 no_grad 里；优化器的 step() 就是替你做这件事。
+step_size = 0.1
 before = loss.item()
 with torch.no_grad():
-    stepped_w1 = w1 - 0.1 * w1.grad
-    stepped_b = b - 0.1 * b.grad
+    stepped_w1 = w1 - step_size * w1.grad
+    stepped_b = b - step_size * b.grad
     after = F.binary_cross_entropy(torch.sigmoid(x1 * stepped_w1 + stepped_b), y).item()
-print(f"\n走一步，步长 0.1：损失 {before:.4f} → {after:.4f}")
+print(f"\n走一步，步长 {step_size}：损失 {before:.4f} → {after:.4f}")
 
 # %% 陷阱一：只有叶子才留着梯度
 # 叶子（leaf）是你自己建的张量；z、a 是算出来的，中间产物的梯度用完就丢，否则大模型的内存装不下。
@@ -104,10 +95,10 @@ print(f"\n走一步，步长 0.1：损失 {before:.4f} → {after:.4f}")
 z = x1 * w1 + b
 z.retain_grad()
 F.binary_cross_entropy(torch.sigmoid(z), y).backward()
-print(f"\n陷阱一　是叶子吗？ w1 {w1.is_leaf}　z {z.is_leaf}　retain_grad() 之后 z.grad = {z.grad.item():.4f}，就是 a - y")
+print(f"\n陷阱一　是叶子吗？ w1 {w1.is_leaf}　z {z.is_leaf}　retain_grad() 之后 z.grad = {z.grad.item():.4f}")
 
 # %% 陷阱二：梯度会累加
-# backward 做的是 w1.grad += 新梯度。上面一共 backward 了两次，现在的 w1.grad 是 -0.0898 的两倍。
+# backward 做的是 w1.grad += 新梯度。上面一共 backward 了两次，现在的 w1.grad 是一次的两倍。
 # 这样设计是有用的：内存不够时，几个小批的梯度攒起来再更新一次（梯度累积）；共享的参数也能把各处的梯度加在一起。
 # 代价是每一步都要记得清零：训练循环里的 optimizer.zero_grad()。忘了它不报错，只是学不好。
 twice = w1.grad.item()
@@ -121,25 +112,38 @@ print(f"清零再 backward：w1.grad = {w1.grad.item():.4f}")
 # 训练时不必理会：每一步都重新前向，图是新的。看到下面这句报错，多半是在循环外面算了一次损失，却在循环里反复 backward。
 loss = F.binary_cross_entropy(torch.sigmoid(x1 * w1 + b), y)
 loss.backward()
+second_error = ""
 try:
     loss.backward()
-    second_failed = False
 except RuntimeError as error:
-    second_failed = True
-    print(f"\n陷阱三　再 backward 一次：RuntimeError: {str(error).split('(')[0].strip()}…")
+    second_error = str(error).split(" (")[0]
+print(f"\n陷阱三　再 backward 一次：{second_error or '没有报错'}…")
+
 
 # %% 这个数字对吗？
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 print("\n这个数字对吗？")
-confirm(f"损失与原书一致：0.0852（得到 {before:.4f}）", f"{before:.4f}" == "0.0852", "sigmoid 写成了别的激活函数，或 y 不是 1.0")
-shown = [f"{grad_L_w1[0].item():.4f}", f"{grad_L_b[0].item():.4f}"]
-confirm(f"grad() 与原书一致：-0.0898 和 -0.0817（得到 {shown[0]} 和 {shown[1]}）", shown == ["-0.0898", "-0.0817"], "w1、b 的次序反了")
-confirm("backward() 与 grad() 相同", first_grads == [grad_L_w1[0].item(), grad_L_b[0].item()], "backward 之前没有清零，梯度累加了")
+shown = f"{before:.4f}"
+confirm(f"损失与原书一致：0.0852（得到 {shown}）", shown == "0.0852", "sigmoid 写成了别的激活函数，或 y 不是 1.0")
+shown = f"{grad_L_w1[0].item():.4f} 和 {grad_L_b[0].item():.4f}"
+confirm(f"grad() 与原书一致：-0.0898 和 -0.0817（得到 {shown}）", shown == "-0.0898 和 -0.0817", "w1、b 的次序反了")
+same = first_grads == [grad_L_w1[0].item(), grad_L_b[0].item()]
+confirm("backward() 与 grad() 相同", same, "backward 之前没有清零，梯度累加了")
 confirm("与手算的链式法则相同", abs(dz * x1.item() - grad_L_w1[0].item()) < 1e-6, "漏乘了 x1，或 a - y 的次序反了")
 confirm("backward 两次，梯度是两倍", abs(twice - 2 * grad_L_w1[0].item()) < 1e-6, "中间清零过")
 confirm("往梯度的反方向走一步，损失变小", after < before, "加号减号写反了，或步长太大")
-confirm("同一张图不能倒着走两次", second_failed, "第一次 backward 时写了 retain_graph=True")
+confirm("同一张图不能倒着走两次", second_error != "", "第一次 backward 时写了 retain_graph=True")
 
 # %% 动手改
 # 1. 把 y 改成 0.0：损失变成 2.5052，梯度的正负也反过来了，为什么？（有两条自查会变成 ✗，因为那是 y = 1 的答案）
-# 2. 把「走一步试试」的两个 0.1 都改成 -0.1，看损失往哪边走；再改成 100：损失一步就到 0，这是因为只有一个样本，样本一多，这样大的步子就会顾此失彼。
+# 2. 把 step_size 改成 -0.1，看损失往哪边走；再改成 100：损失一步就到 0，这是因为只有一个样本，
+#    样本一多，这样大的步子就会顾此失彼。
 # 3. 把陷阱三里第一个 loss.backward() 改成 loss.backward(retain_graph=True)：不报错了，最后一条自查会变成 ✗。

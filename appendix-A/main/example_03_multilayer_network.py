@@ -13,19 +13,8 @@
 形状记号（全书统一）：b 批大小；特征数和类别数直接用参数名 num_inputs、num_outputs
 """
 
-
 import torch
 import torch.nn as nn
-
-
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
 
 
 # %% A.5　两个隐藏层的网络
@@ -60,10 +49,10 @@ class NeuralNetwork(nn.Module):
         """前向传播；用的时候写 model(x)，不要直接调用 forward（会跳过 PyTorch 的钩子）。
 
         参数:
-            x (Tensor): 一批样本，(b, num_inputs)
+            x (Tensor): 一批样本
 
-        返回:
-            Tensor: logits，(b, num_outputs)
+        形状:
+            (b, num_inputs) → (b, num_outputs)
         """
         logits = self.layers(x)  # (b, num_outputs)
         return logits
@@ -75,7 +64,7 @@ print(model)
 
 # %% 数参数：每个线性层 = 输入数 × 输出数 + 输出数（偏置）
 num_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
-print(f"\n【A.5】可训练的参数一共 {num_params} 个：")
+print(f"\n可训练的参数一共 {num_params} 个：")
 for name, parameter in model.named_parameters():
     print(f"  {name:<15} {str(tuple(parameter.shape)):<9} {parameter.numel():5}")
 # 名字里的 0、2、4 是它在 Sequential 里的次序；1 和 3 是 ReLU，没有参数。存盘、加载时认的就是这些名字。
@@ -88,7 +77,7 @@ print("\n没有设种子，第一层权重的第一行，前 3 个数：", [roun
 # nn.Linear 存的次序是"输出数在前，输入数在后"，即 (30, 50)：前向时算 x @ weight.T + bias。
 torch.manual_seed(123)
 model = NeuralNetwork(50, 3)
-print("\n【A.5】种子 123，第一层的权重")
+print("\n种子 123，第一层的权重")
 print(model.layers[0].weight)  # 末尾的 requires_grad=True：nn.Parameter 默认就要求梯度，不用自己写
 print(f"形状 {tuple(model.layers[0].weight.shape)}　（输出数在前）")
 
@@ -97,7 +86,7 @@ print(f"形状 {tuple(model.layers[0].weight.shape)}　（输出数在前）")
 torch.manual_seed(123)
 X = torch.rand((1, 50))  # (b, num_inputs) = (1, 50)
 out = model(X)  # (b, num_outputs) = (1, 3)
-print("\n【A.5】一个随机样本的 logits")
+print("\n一个随机样本的 logits")
 print(out)
 # grad_fn=<AddmmBackward0>：最后一步是"矩阵乘法再加偏置"（addmm），PyTorch 记着账，随时可以 backward。
 
@@ -105,7 +94,7 @@ print(out)
 # 不建计算图，中间结果用完就扔：省内存，也快一些。数字不变。
 with torch.no_grad():
     quiet = model(X)  # (b, num_outputs)
-print("\n【A.5】no_grad 里算的，没有 grad_fn 了")
+print("\nno_grad 里算的，没有 grad_fn 了")
 print(quiet)
 
 # %% 要概率时才加 softmax
@@ -113,25 +102,40 @@ print(quiet)
 # 只想知道是哪一类也不用它：softmax 不改变谁大谁小，直接 argmax 即可。
 with torch.no_grad():
     probas = torch.softmax(model(X), dim=1)  # (b, num_outputs)　dim=1：对每个样本的 3 个分数归一化
-print("\n【A.5】softmax 之后：三类的概率")
+print("\nsoftmax 之后：三类的概率")
 print(probas)
-print(f"加起来是 {probas.sum().item():.4f}；没训练过的模型，三类都在 1/3 上下")
+print(f"加起来是 {probas.sum().item():.4f}")  # 还没训练过，所以三类都在 1/3 上下
 
 # %% 为什么不自己先 softmax 再取对数？
-# 分数悬殊时，小的那个概率会下溢成 0，ln 0 = -inf，损失和梯度全毁了。log_softmax 在里面先减掉最大值，就没有这个问题。
+# 分数悬殊时，小的那个概率会下溢成 0，ln 0 = -inf，损失和梯度全毁了。
+# log_softmax 直接算 x - ln Σeˣ，不经过那个概率，就没有这个问题。
 extreme = torch.tensor([[0.0, 200.0]])
-print("\nlogits = [0, 200]　先 softmax 再 log：", torch.softmax(extreme, dim=1).log().tolist(), "　log_softmax：", torch.log_softmax(extreme, dim=1).tolist())
+print("\nlogits = [0, 200]　先 softmax 再 log：", torch.softmax(extreme, dim=1).log().tolist())
+print("　　　　　　　　　 log_softmax　　　：", torch.log_softmax(extreme, dim=1).tolist())
+
 
 # %% 这个数字对吗？
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 print("\n这个数字对吗？")
-confirm(f"参数 2213 个 = (50×30 + 30) + (30×20 + 20) + (20×3 + 3)，得到 {num_params}", num_params == 2213 == 1530 + 620 + 63, "忘了数偏置，或层的大小不同")
-book = torch.tensor([-0.0577, 0.0047, -0.0702, 0.0222, 0.1260, 0.0865])
+by_hand = (50 * 30 + 30) + (30 * 20 + 20) + (20 * 3 + 3)
+confirm(f"参数 {by_hand} 个，与书上相同", num_params == by_hand == 2213, "忘了数偏置，或层的大小不同")
 row = model.layers[0].weight[0]
 ends = torch.cat([row[:3], row[-3:]])  # (6,)
-confirm("第一行的头尾与原书一致：-0.0577, 0.0047, -0.0702 … 0.0222, 0.1260, 0.0865", torch.allclose(ends, book, atol=1e-4), "建模型之前多取过随机数，或各层创建的次序不同")
-confirm("logits 与原书一致：[-0.1262, 0.1080, -0.1792]", torch.allclose(out, torch.tensor([[-0.1262, 0.1080, -0.1792]]), atol=1e-4), "取 X 之前没有重设种子")
+close = torch.allclose(ends, torch.tensor([-0.0577, 0.0047, -0.0702, 0.0222, 0.1260, 0.0865]), atol=1e-4)
+confirm("第一行的头尾各 3 个与原书一致", close, "建模型之前多取过随机数，或各层创建的次序不同")
+close = torch.allclose(out, torch.tensor([[-0.1262, 0.1080, -0.1792]]), atol=1e-4)
+confirm("logits 与原书一致：[-0.1262, 0.1080, -0.1792]", close, "取 X 之前没有重设种子")
 confirm("no_grad 不改变结果", torch.equal(out, quiet), "模型里有 dropout，又没有 eval()")
-confirm("概率与原书一致：[0.3113, 0.3934, 0.2952]", torch.allclose(probas, torch.tensor([[0.3113, 0.3934, 0.2952]]), atol=1e-4), "softmax 的 dim 写成了 0")
+close = torch.allclose(probas, torch.tensor([[0.3113, 0.3934, 0.2952]]), atol=1e-4)
+confirm("概率与原书一致：[0.3113, 0.3934, 0.2952]", close, "softmax 的 dim 写成了 0")
 
 # %% 动手改
 # 1. 把 softmax 的 dim=1 改成 dim=0：概率全变成 1。为什么？（沿着批的方向，一列只有一个数）

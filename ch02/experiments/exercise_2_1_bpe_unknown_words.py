@@ -31,7 +31,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -56,16 +57,10 @@ def main():
     parser = argparse.ArgumentParser(description="练习 2.1　BPE 遇到不认识的词")
     parser.add_argument("--text", default=QUESTION, help=f"要编码的文字（默认：{QUESTION}）")
     text = parser.parse_args().text
-    try:
-        text.encode("utf-8")
-        tokenizer = tiktoken.get_encoding("gpt2")
-    except UnicodeEncodeError:
-        parser.error("--text 里有不是文字的字节，请换一段")
-    except OSError as error:
-        parser.error(str(error))
     if not text:
         parser.error("--text 是空的，请给一段文字")
 
+    tokenizer = tiktoken.get_encoding("gpt2")
     # ① 整段编码。disallowed_special=()：文字里就算有 <|endoftext|>，也当普通文字拆开。
     ids = tokenizer.encode(text, disallowed_special=())
     print(f"① 编码　{text!r} → {ids}")

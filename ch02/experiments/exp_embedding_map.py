@@ -21,8 +21,10 @@ import re
 from itertools import product
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 # 句子由规则造出来，所以我们知道哪些词是一类；模型不知道，它只看到词元编号。
@@ -34,7 +36,6 @@ GROUPS = {
     "颜色": "红 黄 蓝 白 黑 绿".split(),
     "东西": "帽子 书包 雨伞 毛衣 鞋子 手套".split(),
 }
-ENGLISH = {"人": "person", "地方": "place", "动作": "verb", "食物": "food", "颜色": "colour", "东西": "thing"}
 PATTERNS = ["{人} 在 {地方} {动作} {食物}", "{人} 的 {东西} 是 {颜色} 的", "{颜色} {东西} 在 {地方}"]
 WINDOW = 2  # 看左右各几个词
 
@@ -97,7 +98,7 @@ def make_examples(patterns):
     index = {word: i for i, word in enumerate(vocab)}
     contexts, centers = [], []
     for sentence in sentences:
-        ids = [0] * WINDOW + [index[word] for word in sentence] + [0] * WINDOW  # 句子外面用 <空> 补齐
+        ids = [0] * WINDOW + [index[word] for word in sentence] + [0] * WINDOW  # 句子外面用 <空> 填充
         for i in range(WINDOW, len(ids) - WINDOW):
             contexts.append(ids[i - WINDOW : i] + ids[i + 1 : i + 1 + WINDOW])
             centers.append(ids[i])
@@ -145,9 +146,6 @@ def draw(maps, words, labels, path):
         labels (list[str]): 每个词的类
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained")
     for axis, (title, vectors) in zip(axes, maps.items()):
         points, kept = pca(vectors)
@@ -159,9 +157,8 @@ def draw(maps, words, labels, path):
             around = sorted(rows, key=lambda i, points=points, center=center: math.atan2(points[i, 1] - center[1], points[i, 0] - center[0]))
             for turn, i in enumerate(around):
                 angle = 2 * math.pi * turn / len(around) - math.pi
-                text = words[i]
                 place = (20 * math.cos(angle), 13 * math.sin(angle))
-                axis.annotate(text, points[i].tolist(), place, textcoords="offset points", ha="center", va="center", color=f"C{color}", fontsize=9)
+                axis.annotate(words[i], points[i].tolist(), place, textcoords="offset points", ha="center", va="center", color=f"C{color}", fontsize=9)
         share, _ = neighbours(vectors, labels)
         axis.set_title(f"{title}　最近邻同类 {share:.0%}（两个方向占方差 {kept:.0%}）")
         axis.set(xticks=[], yticks=[])
@@ -216,10 +213,7 @@ def main():
         if word in words:
             i = words.index(word)
             print(f"  「{word}」的最近邻：训练前「{words[near_before[i]]}」，训练后「{words[near_after[i]]}」")
-    try:
-        draw({"训练前": before, "训练后": after}, words, labels, OUTPUTS / "embedding_map.png")
-    except OSError as error:
-        parser.error(str(error))
+    draw({"训练前": before, "训练后": after}, words, labels, OUTPUTS / "embedding_map.png")
     print(f"图已写到 {OUTPUTS / 'embedding_map.png'}")
     if share_after > max(share_before, 2 * chance):
         print("所以：没有人教它分类，只是能互相替换的词得到相似的梯度，一步步被推到了一起。")

@@ -24,9 +24,11 @@ import time
 from bisect import bisect_right
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import tiktoken
 import torch
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from torch.utils.data import DataLoader, Dataset
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -44,7 +46,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -279,13 +282,10 @@ def draw(rows, path):
         rows (dict): 名字 → measure 的结果
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     names = list(rows)
-    panels = [("秒", "打开要几秒", "seconds to open"), ("自己", "自己占的内存（MB）", "own memory (MB)"), ("批", "每秒几批", "batches per second")]
+    panels = [("秒", "打开要几秒"), ("自己", "自己占的内存（MB）"), ("批", "每秒几批")]
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), sharey=True, layout="constrained")
-    for axis, (key, title, english) in zip(axes, panels):
+    for axis, (key, title) in zip(axes, panels):
         values = [row[key] if row[key] == row[key] else 0 for row in rows.values()]  # nan（量不出内存）画成 0
         bars = axis.barh(names, values, color=["C1" if "列表" in name else "C0" for name in rows])
         axis.bar_label(bars, [f"{value:,.4f}" if key == "秒" else f"{value:,.0f}" for value in values], padding=3, fontsize=9)
@@ -316,26 +316,23 @@ def main():
         folders = {name: Path(temporary) / name for name in ("text", "small", "big")}
         for folder in folders.values():
             folder.mkdir()
-        try:
-            write_shards(np.array(token_ids), folders["text"])
-            print(f"一、真的文本　{path}　{len(token_ids):,} 个词元，写成 {(folders['text'] / 'shard_0000.bin').stat().st_size:,} 字节")
-            listed, sharded = ListDataset(token_ids, MAX_LENGTH, STRIDE), ShardDataset(folders["text"], MAX_LENGTH, STRIDE)
-            same = len(listed) == len(sharded)
-            for shuffle in (False, True):
-                batches = []
-                for dataset in (listed, sharded):
-                    torch.manual_seed(123)
-                    batches.append(list(make_loader(dataset, shuffle)))
-                same = same and all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(*batches))
-            print(f"  {len(listed)} 个样本；打乱与不打乱，每一批都{'相同' if same else '不同'}")
+        write_shards(np.array(token_ids), folders["text"])
+        print(f"一、真的文本　{path}　{len(token_ids):,} 个词元，写成 {(folders['text'] / 'shard_0000.bin').stat().st_size:,} 字节")
+        listed, sharded = ListDataset(token_ids, MAX_LENGTH, STRIDE), ShardDataset(folders["text"], MAX_LENGTH, STRIDE)
+        same = len(listed) == len(sharded)
+        for shuffle in (False, True):
+            batches = []
+            for dataset in (listed, sharded):
+                torch.manual_seed(123)
+                batches.append(list(make_loader(dataset, shuffle)))
+            same = same and all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(*batches))
+        print(f"  {len(listed)} 个样本；打乱与不打乱，每一批都{'相同' if same else '不同'}")
 
-            # 再多的真文本也是编号；要一亿个，用随机编号就够了，测的是速度。
-            generator = np.random.default_rng(123)
-            write_shards(generator.integers(0, 50257, big, dtype=np.uint16), folders["big"])
-            small_ids = generator.integers(0, 50257, small, dtype=np.uint16)
-            write_shards(small_ids, folders["small"])
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
+        # 再多的真文本也是编号；要一亿个，用随机编号就够了，测的是速度。
+        generator = np.random.default_rng(123)
+        write_shards(generator.integers(0, 50257, big, dtype=np.uint16), folders["big"])
+        small_ids = generator.integers(0, 50257, small, dtype=np.uint16)
+        write_shards(small_ids, folders["small"])
 
         print(f"\n二、放大　窗口 {MAX_LENGTH}，步幅 {STRIDE}，每批 {BATCH_SIZE} 个，打乱后取 {BATCHES} 批")
         rows = {}
@@ -350,10 +347,7 @@ def main():
         opened, shard, listing = rows.values()
         picked = [0, 1, shard["数据集大小"] - 1] if shard["数据集大小"] == listing["数据集大小"] else [0, 1]  # 分成几片时窗口不跨片，样本少几个
         two = [torch.equal(a, b) for i in picked for a, b in zip(shard["数据集"][i], listing["数据集"][i])]
-        try:
-            draw(rows, OUTPUTS / "memmap_dataloader.png")
-        except OSError as error:
-            parser.error(str(error))
+        draw(rows, OUTPUTS / "memmap_dataloader.png")
         opened["数据集"] = shard["数据集"] = None  # 放开映射，Windows 才删得掉临时文件
 
     print(f"图已写到 {OUTPUTS / 'memmap_dataloader.png'}")

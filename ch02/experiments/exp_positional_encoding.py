@@ -19,8 +19,10 @@ import argparse
 import math
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 TRAINED, LONGEST = 32, 96  # 训练时 32 个位置，检验时 96 个
@@ -168,9 +170,6 @@ def draw(model, accuracies, distance, path):
         distance (int): 抄前面第几个
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 要 0.3 秒，真要画图时才导入
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 7.2), layout="constrained")
     learned = model.pos_emb.weight.detach()
     for axis, table, title in ((axes[0, 0], learned, "可学习：训练之后"), (axes[1, 0], model.table, "正弦：公式算出")):
@@ -181,11 +180,11 @@ def draw(model, accuracies, distance, path):
     unit = torch.ones(1, LONGEST, DIM) / DIM**0.5
     turned = encode_rope(unit)[0]  # (t, d)
     for name, vectors in (("learned", learned), ("sinusoidal", model.table), ("rope", turned)):
-        base = vectors[0].square().sum()
         # 正弦与 RoPE 的两条线恰好重合：这里的向量每一对都一样长，点积都是各个转速的余弦取平均。所以 RoPE 只画点。
         for start, style in ((0, "-"), (20, ":")) if name != "rope" else ((0, "x"), (20, "+")):
             label = f"{KINDS[name]}，从位置 {start} 算起"
-            axes[0, 1].plot(gaps, (vectors[start + gaps] @ vectors[start]) / base, style, color=f"C{list(KINDS).index(name)}", label=label)
+            dots = vectors[start + gaps] @ vectors[start]  # (32,)
+            axes[0, 1].plot(gaps, dots / dots[0], style, color=f"C{list(KINDS).index(name)}", label=label)
     axes[0, 1].set(ylim=(-0.5, 2.0), xlabel="相隔几个位置", ylabel="点积（与自己的点积为 1）")
     axes[0, 1].set_title("从 0 与从 20 算起的两条线重合，就是只由距离决定")
     axes[0, 1].legend(fontsize=8)
@@ -222,10 +221,7 @@ def main():
         inside[kind] = accuracies[kind][: TRAINED - args.distance].mean().item()
         outside[kind] = accuracies[kind][TRAINED - args.distance :].mean().item()
         print(f"  {name}　训练过的位置 {inside[kind]:.0%}　第 {TRAINED + 1}–{LONGEST} 个位置 {outside[kind]:.0%}")
-    try:
-        draw(models["learned"], accuracies, args.distance, OUTPUTS / "positional_encoding.png")
-    except OSError as error:
-        parser.error(str(error))
+    draw(models["learned"], accuracies, args.distance, OUTPUTS / "positional_encoding.png")
     print(f"图已写到 {OUTPUTS / 'positional_encoding.png'}")
     able = [kind for kind in KINDS if inside[kind] > 0.9]
     if able:

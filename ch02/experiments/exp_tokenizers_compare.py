@@ -14,7 +14,6 @@
 """
 
 import argparse
-import gc
 import heapq
 import json
 import os
@@ -27,7 +26,9 @@ from itertools import chain
 from operator import add
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import tiktoken
+import zhplot  # noqa: F401　导入它，图上就能写中文
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 SENTENCES = {
@@ -184,17 +185,11 @@ class BPETokenizerSimple:
         num_merges = vocab_size - 256 - len(specials)
         if num_merges < 0:
             raise ValueError(f"词表大小至少是 {256 + len(specials)}（256 个字节和 {len(specials)} 个特殊词元），不能是 {vocab_size}")
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            pieces = defaultdict(int)
-            for part in re.split("|".join(map(re.escape, specials)), text) if specials else [text]:
-                for piece, times in count_pieces(part).items():
-                    pieces[piece] += times
-            self._set_merges(learn_merges(pieces, num_merges), specials)
-        finally:
-            if collecting:
-                gc.enable()
+        pieces = defaultdict(int)
+        for part in re.split("|".join(map(re.escape, specials)), text) if specials else [text]:
+            for piece, times in count_pieces(part).items():
+                pieces[piece] += times
+        self._set_merges(learn_merges(pieces, num_merges), specials)
 
     def encode(self, text, allowed_special=None):
         if not allowed_special:
@@ -258,7 +253,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -340,9 +336,6 @@ def draw(cuts, path):
         cuts (dict): 分词器的名字 → 切法（文本 → 段的列表）
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axes = plt.subplots(len(SENTENCES), 1, figsize=(13, 2.6 * len(SENTENCES)), layout="constrained")
     for axis, (language, sentence) in zip(axes, SENTENCES.items()):
         longest = 0
@@ -354,8 +347,7 @@ def draw(cuts, path):
                 # 汉字约两个字母宽；每个方块留一点边。
                 width = 0.5 + sum(1.9 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
                 axis.add_patch(plt.Rectangle((x, -row - 0.4), width - 0.15, 0.8, color=("#9ecae1", "#fdd0a2")[i % 2] if whole else ("0.78", "0.88")[i % 2]))
-                label = text  # 没有中文字体时，汉字画成问号
-                axis.text(x + width / 2 - 0.08, -row, label.replace("$", r"\$"), ha="center", va="center", fontsize=8)
+                axis.text(x + width / 2 - 0.08, -row, text.replace("$", r"\$"), ha="center", va="center", fontsize=8)
                 x += width
             axis.text(x + 0.4, -row, f"{len(pieces)} 个", va="center", fontsize=9)
             longest = max(longest, x)
@@ -420,10 +412,7 @@ def main():
         en, zh = len(cut(SENTENCES["英文"])), len(cut(SENTENCES["中文"]))
         cost[name] = zh / en
         print(f"  {name}　英文 {en} 个，中文 {zh} 个，中文是英文的 {zh / en:.2f} 倍")
-    try:
-        draw(cuts, OUTPUTS / "tokenizers_compare.png")
-    except OSError as error:
-        parser.error(str(error))
+    draw(cuts, OUTPUTS / "tokenizers_compare.png")
     print(f"图已写到 {OUTPUTS / 'tokenizers_compare.png'}")
 
     cheap, dear = cost["按字符"], cost["GPT-2"]

@@ -32,7 +32,7 @@ inputs = torch.tensor(
 )  # (t, d_in) = (6, 3)
 
 
-# region 沿用 ch03/main/example_02_trainable_attention.py: SelfAttention_v1, SelfAttention_v2
+# region 沿用 ch03/main: SelfAttention_v1, SelfAttention_v2
 class SelfAttention_v1(nn.Module):
     """一个头的自注意力，权重矩阵自己用 nn.Parameter 建。（详解见 ch03/main/example_02_trainable_attention.py）"""
 

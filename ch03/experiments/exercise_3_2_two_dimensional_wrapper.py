@@ -31,7 +31,7 @@ inputs = torch.tensor(
 )  # (t, d_in) = (6, 3)
 
 
-# region 沿用 ch03/main/example_03_causal_attention.py: CausalAttention
+# region 沿用 ch03/main: CausalAttention, MultiHeadAttentionWrapper
 class CausalAttention(nn.Module):
     """一个头的因果自注意力：SelfAttention_v2 加上批、因果掩码和 dropout。（详解见 ch03/main/example_03_causal_attention.py）"""
 
@@ -55,10 +55,6 @@ class CausalAttention(nn.Module):
         return weights @ values  # (b, t, d_out)
 
 
-# endregion
-
-
-# region 沿用 ch03/main/example_04_multihead_wrapper.py: MultiHeadAttentionWrapper
 class MultiHeadAttentionWrapper(nn.Module):
     """把 h 个单头因果注意力并排放，输出左右拼接起来。（详解见 ch03/main/example_04_multihead_wrapper.py）"""
 
@@ -67,7 +63,7 @@ class MultiHeadAttentionWrapper(nn.Module):
         self.heads = nn.ModuleList([CausalAttention(d_in, d_out, context_length, dropout, qkv_bias) for _ in range(num_heads)])
 
     def forward(self, x):
-        return torch.cat([head(x) for head in self.heads], dim=-1)  # (b, t, d)
+        return torch.cat([head(x) for head in self.heads], dim=-1)  # (b, t, h × d_out)
 
 
 # endregion

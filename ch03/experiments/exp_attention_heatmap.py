@@ -17,21 +17,23 @@
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import tiktoken
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
+from matplotlib.ticker import PercentFormatter
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-CHECKPOINT = OUTPUTS.parent.parent / "ch05" / "outputs" / "gpt_mini.pth"
+CHECKPOINT = OUTPUTS.parents[1] / "ch05" / "outputs" / "gpt_mini.pth"  # 第 5 章训练出的小模型，没有它就只看没训练过的
 WORDS = ["Your", "journey", "starts", "with", "one", "step"]
 
 
 # region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """多头注意力，外加记住最近一次的注意力权重。（原版详解见 ch03/main/multihead_attention.py）"""
+    """多头注意力，外加记住最近一次的注意力权重。（原版详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -177,7 +179,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -218,14 +221,7 @@ def draw(weights, path):
     参数:
         weights (Tensor): 注意力权重，(h, t, t)
         path (Path): 图片写到哪里
-
-    异常:
-        OSError: 写不了这个文件
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-    from matplotlib.ticker import PercentFormatter
-
     heads, t, _ = weights.shape
     columns = min(heads, 4)  # 一行最多 4 个头，再多就换行，图不会宽得看不清
     rows = -(-heads // columns)
@@ -233,7 +229,7 @@ def draw(weights, path):
     colors = plt.get_cmap("Blues").with_extremes(bad="0.88")  # 看不到的格子画成灰色，与"看得到、但权重很小"分开
     visible = torch.tril(torch.ones(t, t, dtype=torch.bool))
     for head, axis in enumerate(axes.flat):
-        image = axis.imshow(weights[head].where(visible | (weights[head] > 0), torch.nan), cmap=colors, vmin=0, vmax=1)
+        image = axis.imshow(weights[head].where(visible | (weights[head] > 0), torch.nan).numpy(), cmap=colors, vmin=0, vmax=1)
         for i, j in weights[head].nonzero().tolist():
             value = weights[head, i, j].item()
             axis.text(j, i, f"{value * 100:.0f}", ha="center", va="center", fontsize=9, color="white" if value > 0.6 else "black")
@@ -249,31 +245,6 @@ def draw(weights, path):
     plt.close(figure)
 
 
-def load_trained(path):
-    """读第 5 章存下的检查点，装进 GPTModel。
-
-    参数:
-        path (Path): 检查点，里面有 config 和 model 两项
-
-    返回:
-        GPTModel: 训练过的模型，已是评估模式
-
-    异常:
-        ValueError: 文件不存在、已损坏，或不是第 5 章存的检查点
-    """
-    if not path.is_file():
-        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # 遇到别人的文件，torch 会先用英文嘀咕几句；我们只说下面那一句
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # mmap：用到哪里读哪里，优化器的状态就不用读了
-        model = GPTModel(content["config"])
-        model.load_state_dict(content["model"])
-    except Exception:  # 损坏的文件能引出各种异常，处理办法都一样
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是 gpt_train.py 存的检查点") from None
-    return model.eval()
-
-
 def draw_trained(layers, far, sentence, path):
     """画训练过的模型：每层一行，每个头一格，格子上方写着它离平均分配多远。
 
@@ -282,50 +253,43 @@ def draw_trained(layers, far, sentence, path):
         far (list[list[float]]): 每层每个头离平均分配多远
         sentence (str): 送进去的话
         path (Path): 图片写到哪里
-
-    异常:
-        OSError: 写不了这个文件
     """
-    import matplotlib.pyplot as plt
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     rows, columns, t, _ = layers.shape
     figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns + 0.6, 1.8 * rows + 0.7), squeeze=False, layout="constrained")
     hidden = torch.triu(torch.ones(t, t, dtype=torch.bool), diagonal=1)
     colors = plt.get_cmap("Blues").with_extremes(bad="0.9")
     for row, column in ((row, column) for row in range(rows) for column in range(columns)):
         axis = axes[row, column]
-        axis.imshow(layers[row, column].masked_fill(hidden, torch.nan), cmap=colors, vmin=0, vmax=1)
+        axis.imshow(layers[row, column].masked_fill(hidden, torch.nan).numpy(), cmap=colors, vmin=0, vmax=1)
         axis.set_title(f"离平均 {far[row][column]:.0%}", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
     for row in range(rows):
         axes[row, 0].set_ylabel(f"第 {row + 1} 层", fontsize=11)
-    figure.supxlabel(f"行：谁在看　列：看谁　「{sentence}」", fontsize=10)
+    figure.supxlabel(f"行：谁在看　列：看谁　「{sentence}」".replace("$", r"\$"), fontsize=10)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def look_at_trained(model, prompt, path):
+def look_at_trained(prompt, path):
     """把一句话送进训练过的模型，画出并统计每个头的偏好；没训练过的同样模型作对照。
 
     参数:
-        model (GPTModel): 训练过的模型
         prompt (str): 一句话
         path (Path): 图片写到哪里
 
     异常:
         ValueError: 这句话太短或太长
-        OSError: 写不了图片
     """
-    tokenizer, limit = tiktoken.get_encoding("gpt2"), min(48, model.pos_emb.num_embeddings)
+    ckpt = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)
+    model, fresh = GPTModel(ckpt["config"]).eval(), GPTModel(ckpt["config"]).eval()
+    model.load_state_dict(ckpt["model"])
+    tokenizer, limit = tiktoken.get_encoding("gpt2"), min(48, ckpt["config"]["context_length"])
     ids = torch.tensor([tokenizer.encode(prompt, disallowed_special=())])  # (b, t) = (1, t)
     if not 3 <= ids.shape[1] <= limit:
         raise ValueError(f"--prompt 应有 3 到 {limit} 个词元，这句话有 {ids.shape[1]} 个")
-    n, h, t = len(model.trf_blocks), model.trf_blocks[0].att.num_heads, ids.shape[1]
-    config = {"vocab_size": model.tok_emb.num_embeddings, "context_length": model.pos_emb.num_embeddings, "emb_dim": model.tok_emb.embedding_dim}
-    fresh = GPTModel(config | {"n_heads": h, "n_layers": n, "drop_rate": 0.0, "qkv_bias": False}).eval()
+    n, h, t = ckpt["config"]["n_layers"], ckpt["config"]["n_heads"], ids.shape[1]
     average = torch.tril(torch.ones(t, t))
     average = average / average.sum(dim=-1, keepdim=True)
     for each in (fresh, model):
@@ -350,7 +314,6 @@ def main():
     parser = argparse.ArgumentParser(description="实验　注意力热图")
     parser.add_argument("--heads", type=int, default=2, help="头数，只能是 1、2、4、8，因为要整除 8（默认：2）")
     parser.add_argument("--seed", type=int, default=123, help="随机种子，换一个就换一组初始权重（默认：123）")
-    parser.add_argument("--checkpoint", type=Path, help="训练过的模型（默认：ch05/outputs/gpt_mini.pth，没有就跳过）")
     parser.add_argument("--prompt", default="Every autumn, when the first ships of the new season came up the river", help="送进训练过的模型的话")
     args = parser.parse_args()
     if args.heads < 1:
@@ -360,15 +323,13 @@ def main():
 
     torch.manual_seed(args.seed)
     x = torch.randn(1, len(WORDS), 8)  # (b, t, d)：随机嵌入就够了，这里只看注意力的"形状"
-    checkpoint = args.checkpoint or CHECKPOINT
     try:
-        trained = load_trained(checkpoint) if args.checkpoint or checkpoint.is_file() else None
         attention = MultiHeadAttention(8, 8, context_length=len(WORDS), dropout=0.0, num_heads=args.heads)
-        attention(x)
-        weights = attention.last_weights[0]  # (h, t, t)
-        draw(weights, OUTPUTS / "attention_heatmap.png")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    attention(x)
+    weights = attention.last_weights[0]  # (h, t, t)
+    draw(weights, OUTPUTS / "attention_heatmap.png")
     print(f"热图已写到 {OUTPUTS / 'attention_heatmap.png'}")
 
     # 平均分配：第 i 个词对自己和前面的词一视同仁，各占 1/i。
@@ -384,13 +345,13 @@ def main():
     if max(distances) < 0.5:
         print("所以：没训练的头都离平均不远，" + ("互相已有不同，但只是初始权重碰巧不同；" if pairs else "") + "鲜明的偏好要靠训练得来。")
 
-    if trained is None:
-        print(f"\n想看训练过的头：先运行 python ch05/main/gpt_train.py（约 90 秒，存下 {CHECKPOINT.name}），再运行一次本脚本。")
-    else:
+    if CHECKPOINT.is_file():
         try:
-            look_at_trained(trained, args.prompt, OUTPUTS / "attention_trained.png")
-        except (ValueError, OSError) as error:
+            look_at_trained(args.prompt, OUTPUTS / "attention_trained.png")
+        except ValueError as error:
             parser.error(str(error))
+    else:
+        print("\n想看训练过的头：先运行 python ch05/main/gpt_train.py（约 90 秒），再运行一次本脚本。")
 
     print("\n这个数字对吗？")
     future = weights.triu(diagonal=1).sum().item()

@@ -3,7 +3,7 @@
 问题：　掩码不训练，为什么不能写成普通属性 self.mask = …？登记成 buffer，又要付多少内存？
 先猜：　GPT-2 有 12 层，每层一张 1024 × 1024 的掩码，一共多大？上下文长度变成 128K 呢？（先想 10 秒，再运行）
 看点：　① 搬家之后，普通属性还留在原来的设备上，一算就报错；② buffer 会进检查点，于是换个上下文长度就读不进来，persistent=False 就没事；
-        ③ 右图：掩码随上下文长度的平方变大，比模型本身还大；④ 几层共用一张能省 12 倍，可是一搬家就又变成了 12 张。
+        ③ 图：掩码随上下文长度的平方变大，比模型本身还大；④ 几层共用一张能省 12 倍，可是一搬家就又变成了 12 张。
 动手改：1. 把 KEEP 那一项改成 "parameter": "普通属性"，self.mask = mask 那两行改成 if keep == "parameter": self.mask = nn.Parameter(mask, requires_grad=False)：
            它会搬家、会存盘，可也混进了 parameters()，②里的参数从 4.9 万变成 1,263 万；第二条自查变成 ✗。
         2. --context-length 4096：上下文长 4 倍，掩码从 12 MB 变成 192 MB，检查点也跟着变大。
@@ -22,14 +22,16 @@ import statistics
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 D, HEADS = 32, 2  # 掩码的大小与嵌入维度无关，取小的，跑得快
 KEEP = {  # 掩码的四种放法：代号 → 怎么称呼
     "attribute": "普通属性",
-    "buffer": "buffer（本书）",
+    "buffer": "buffer（本章）",
     "not saved": "不存盘的 buffer",
     "on the fly": "现做现用",
 }
@@ -38,7 +40,7 @@ GPT2_SMALL = 163_009_536  # 第 4 章 GPTModel 的参数量，作比较用
 
 # region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """带因果掩码的多头自注意力，掩码有四种放法。（原版详解见 ch03/main/multihead_attention.py）"""
+    """带因果掩码的多头自注意力，掩码有四种放法。（原版详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False, keep="buffer"):  # 改：多一个 keep，选放法
         super().__init__()
@@ -93,7 +95,7 @@ def stack(keep, layers, context_length):
         context_length (int): 上下文长度
 
     返回:
-        nn.Sequential: 一摞 MultiHeadAttention
+        nn.Sequential: 几层 MultiHeadAttention
     """
     torch.manual_seed(123)
     return nn.Sequential(*[MultiHeadAttention(D, D, context_length, 0.0, HEADS, keep=keep) for _ in range(layers)])
@@ -103,7 +105,7 @@ def move(model, device):
     """搬家，再在新家算一次。
 
     参数:
-        model (nn.Module): 一摞注意力
+        model (nn.Module): 几层注意力
         device (str): 搬到哪里；"meta" 是只记形状、不存数据的假设备，每台电脑都有，搬家的规矩与真的一样
 
     返回:
@@ -136,7 +138,7 @@ def mask_bytes(model):
     """一个模型的掩码一共占多少内存；几层共用的一块只算一次。
 
     参数:
-        model (nn.Module): 一摞注意力
+        model (nn.Module): 几层注意力
 
     返回:
         int: 字节数
@@ -180,19 +182,13 @@ def draw(layers, path):
     参数:
         layers (int): 几层
         path (Path): 图片写到哪里
-
-    异常:
-        OSError: 写不了这个文件
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，别让读者等着第一行输出
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     lengths = [2**i for i in range(8, 18)]
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for copies, size, color, label, english in [
-        (layers, 4, "#c0392b", f"{layers} 层，各一张 float32（原书）", f"{layers} float32 masks"),
-        (layers, 1, "#d9822b", f"{layers} 层，各一张 bool（本书）", f"{layers} bool masks"),
-        (1, 1, "#2f6fab", "共用一张，或现做一张 bool", "one bool mask"),
+    for copies, size, color, label in [
+        (layers, 4, "#c0392b", f"{layers} 层，各一张 float32（原书）"),
+        (layers, 1, "#d9822b", f"{layers} 层，各一张 bool（本章）"),
+        (1, 1, "#2f6fab", "共用一张，或现做一张 bool"),
     ]:
         axis.plot(lengths, [copies * size * t * t / 2**20 for t in lengths], marker="o", markersize=4, color=color, label=label)
     axis.axhline(GPT2_SMALL * 4 / 2**20, color="0.5", linestyle="--", label="GPT-2 small 的全部参数")
@@ -213,7 +209,6 @@ def main():
     parser = argparse.ArgumentParser(description="实验　因果掩码放在哪里")
     parser.add_argument("--layers", type=int, default=12, help="几层（默认：12，与 GPT-2 small 相同）")
     parser.add_argument("--context-length", type=int, default=1024, help="上下文长度（默认：1024，与 GPT-2 small 相同）")
-    parser.add_argument("--quick", action="store_true", help="本来就只要几秒，与不加一样")
     args = parser.parse_args()
     if not 2 <= args.layers <= 1000:
         parser.error(f"--layers 应在 2 到 1000 之间，不能是 {args.layers}")
@@ -224,7 +219,7 @@ def main():
         parser.error(f"{layers} 层、上下文长度 {context}，掩码就要 {layers * context * context / 2**20:,.0f} MB，请改小（256 MB 以内）")
 
     device = "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "meta"
-    print(f"① 搬家：model.to(\"{device}\")" + ("（没有 GPU，用只记形状的假设备代替：看得出谁没搬走，只是不报错）" if device == "meta" else ""))
+    print(f'① 搬家：model.to("{device}")' + ("（没有 GPU，用只记形状的假设备代替：看得出谁没搬走，只是不报错）" if device == "meta" else ""))
     moved = {}
     for keep, name in KEEP.items():
         moved[keep] = move(stack(keep, 2, 8), device)
@@ -261,10 +256,7 @@ def main():
     print(f"  {layers} 层各一张 bool：{measured['buffer'] / 2**20:,.0f} MB；原书的 float32 大 4 倍：{measured['buffer'] * 4 / 2**20:,.0f} MB；现做现用：{measured['on the fly']} MB")
     print(f"  {layers} 层共用一张：{together / 2**20:,.1f} MB，可是搬家（.to）之后又成了 {apart} 张：每个 buffer 各搬各的")
     path = OUTPUTS / "buffers.png"
-    try:
-        draw(layers, path)
-    except OSError as error:
-        parser.error(str(error))
+    draw(layers, path)
     print(f"  图已写到 {path}")
     t = min(context, 512)
     x = torch.randn(1, t, D)  # (b, t, d)

@@ -22,13 +22,14 @@ import os
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 KINDS = {"正常": 1, "没有掩码": None, "掩码偏一格": 2}  # 掩码从第几条对角线开始遮；None 表示什么也不遮
-ENGLISH = dict(zip(KINDS, ["causal mask", "no mask", "off by one"]))
 T = 64  # 上下文长度：够看出道理就行
 D, HEADS, LAYERS = 96, 4, 2
 
@@ -181,7 +182,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -218,18 +220,11 @@ def draw(curves, positions, guess, path):
         positions (dict[str, tuple[Tensor, Tensor]]): 名字 → losses_by_position 的结果
         guess (float): 闭眼乱猜的损失
         path (Path): 图片写到哪里
-
-    异常:
-        OSError: 写不了这个文件
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，训练完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for name, color in zip(curves, ("#2f6fab", "#d9822b", "#6a9f4b")):
-        label = name
         smooth = torch.tensor(curves[name]).unfold(0, 10, 1).mean(dim=-1)  # (n,)　每 10 步平均一次，免得全是毛刺
-        left.plot(range(10, 10 + len(smooth)), smooth, color=color, label=label)
+        left.plot(range(10, 10 + len(smooth)), smooth, color=color, label=name)
         whole, prefix = positions[name]
         right.plot(range(1, T + 1), whole, color=color)
         right.plot(range(1, T + 1), prefix, color=color, linestyle=":")
@@ -262,7 +257,7 @@ def main():
     if not 0 <= args.seed < 2**63:
         parser.error(f"--seed 应是 0 到 2 的 63 次方之间的整数，不能是 {args.seed}")
     try:
-        path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
+        path = args.text or find_data("the-verdict.txt", "story-en.txt")
         text = read_text(path)
         if len(text) < 40 * T:
             raise ValueError(f"{path} 只有 {len(text)} 个字符，至少要 {40 * T} 个，请换长一点的文本")
@@ -296,10 +291,7 @@ def main():
         written = generate(model, ids[split : split + 20].unsqueeze(0), 80)[0, 20:].tolist()
         print(f"  {name}：{''.join(chars[i] for i in written)!r}")
     picture = OUTPUTS / "causal_leak.png"
-    try:
-        draw(curves, positions, guess, picture)
-    except OSError as error:
-        parser.error(str(error))
+    draw(curves, positions, guess, picture)
     print(f"图已写到 {picture}")
 
     gaps = {name: (whole - prefix).abs().max().item() for name, (whole, prefix) in positions.items()}

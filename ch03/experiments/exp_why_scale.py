@@ -3,7 +3,7 @@
 问题：　注意力分数不除、除以 √k、除以 k，softmax 的权重和它传回来的梯度各差多少？真训练起来呢？
 先猜：　k = 1024 时，不除的话，64 个键里权重最大的那个能分到多少？除以 k 又是多少？（先想 10 秒，再运行）
 看点：　① 分数的标准差：不除是 √k，除以 √k 总是 1，除以 k 是 1/√k；② 左图：不除就「赢者通吃」，除以 k 就人人平分，谁也挑不出来；
-        ③ 中图：k 大了，两头的梯度都变小，只有除以 √k 的与 k 无关；④ 右图：同一个查找任务，不除的学不动。另外两种谁快？想想为什么：
+        ③ 中图：不除的，梯度先涨后跌，最后几乎没有；除以 k 的一路变小；只有除以 √k 的与 k 无关；④ 右图：同一个查找任务，不除的学不动。另外两种谁快？想想为什么：
         √k 的道理只管刚开始、Q 和 K 互不相干的时候；学会之后两者相关了，点积按 k 变大。有一派（μP）就主张除以 k。
 动手改：1. --dim 16：k 小的时候，不除的也学得会，只是慢一点；所以书上的小例子（k = 2、k = 1）看不出来。
         2. 把 POWERS 里的 0.5 改成 0.25：左图上它在不除与除以 √k 之间，右图上学得也慢；两条自查变成 ✗。
@@ -22,13 +22,14 @@
 import argparse
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 POWERS = {"不除": 0.0, "除以 √k": 0.5, "除以 k": 1.0}  # 分数 = q·k / k 的几次方
-ENGLISH = dict(zip(POWERS, ["no scaling", "/ sqrt(k)", "/ k"]))
 KEYS = 64  # 每个查询面对几个键
 SIZES = (1, 4, 16, 64, 256, 1024)
 
@@ -140,17 +141,10 @@ def draw(table, curves, k, path):
         curves (dict[str, list[float]]): 名字 → 每一步的损失
         k (int): 训练用的维度
         path (Path): 图片写到哪里
-
-    异常:
-        OSError: 写不了这个文件
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axes = plt.subplots(1, 3, figsize=(10.8, 3.6), layout="constrained")
     for name, color, marker in zip(POWERS, ("#d9822b", "#2f6fab", "0.5"), "osd"):
-        label = name
-        axes[0].plot(SIZES, [row[1] for row in table[name]], marker=marker, markersize=4, color=color, label=label)
+        axes[0].plot(SIZES, [row[1] for row in table[name]], marker=marker, markersize=4, color=color, label=name)
         axes[1].plot(SIZES, [row[2] for row in table[name]], marker=marker, markersize=4, color=color)
         smooth = torch.tensor(curves[name]).unfold(0, 10, 1).mean(dim=-1)  # (n,)　每 10 步平均一次，免得全是毛刺
         axes[2].plot(range(10, 10 + len(smooth)), smooth, color=color)
@@ -199,10 +193,7 @@ def main():
         solved = next((i + 1 for i in range(9, steps) if sum(losses[i - 9 : i + 1]) / 10 < 0.5), None)
         print(f"  {name}　最后的损失 {end[name]:.3f}　" + (f"第 {solved} 步降到 0.5 以下" if solved else f"{steps} 步都没有降到 0.5"))
     path = OUTPUTS / "why_scale.png"
-    try:
-        draw(table, curves, k, path)
-    except OSError as error:
-        parser.error(str(error))
+    draw(table, curves, k, path)
     print(f"图已写到 {path}")
 
     stuck = [name for name, value in end.items() if value > 1]

@@ -11,9 +11,8 @@
     约 2 秒，0.3 GB（2 核 CPU）
 
 形状记号（全书统一）：
-    t 序列长度（token 数）　　d 嵌入维度，进出不同时分别写作 d_in、d_out　　k 每个头的维度（这里只有一个头，k = d_out）
+    t 序列长度（词元数）　　d 嵌入维度，进出不同时分别写作 d_in、d_out　　k 每个头的维度（这里只有一个头，k = d_out）
 """
-
 
 import torch
 import torch.nn as nn
@@ -74,7 +73,7 @@ scores_2 = query_2 @ keys.T  # (t,)
 print("journey 对 6 个词的分数", scores_2)
 
 # %% 除以 √k，再 softmax
-# 书里的 d_k 就是键的维度，本书后面写作 k：一个头时等于 d_out，多个头时等于 d_out / h。
+# d_k 是键的维度，往后写作 k：一个头时等于 d_out，多个头时等于 d_out / h。
 d_k = keys.shape[1]
 weights_2 = torch.softmax(scores_2 / d_k**0.5, dim=-1)  # (t,)
 print("journey 的注意力权重", weights_2, " 总和", weights_2.sum())
@@ -93,7 +92,8 @@ for k in (2, 64, 1024):
     random_scores = (torch.randn(1000, 1, k) * torch.randn(1000, 6, k)).sum(dim=-1)  # (n, t)　逐项相乘再相加，就是点积
     raw = torch.softmax(random_scores, dim=-1).max(dim=-1).values.mean()
     scaled = torch.softmax(random_scores / k**0.5, dim=-1).max(dim=-1).values.mean()
-    print(f"  k = {k:4}　分数的标准差 {random_scores.std():5.1f}（√k = {k**0.5:4.1f}）　最大权重：不除 {raw:.2f}，除了 {scaled:.2f}")
+    spread = f"分数的标准差 {random_scores.std():5.1f}（√k = {k**0.5:4.1f}）"
+    print(f"  k = {k:4}　{spread}　最大权重：不除 {raw:.2f}，除了 {scaled:.2f}")
 
 
 # %% 3.4.2　装进一个类：SelfAttention_v1
@@ -115,7 +115,7 @@ class SelfAttention_v1(nn.Module):
 
     def __init__(self, d_in, d_out):
         super().__init__()
-        # torch.rand 取 0 到 1 之间的数，全是正的：3 维的小例子看不出问题，维度一大就训练不动，见后面的实验。
+        # torch.rand 取 0 到 1 之间的数，全是正的：3 维的小例子看不出问题，维度一大就训练不动，见最后一格。
         self.W_query = nn.Parameter(torch.rand(d_in, d_out))
         self.W_key = nn.Parameter(torch.rand(d_in, d_out))
         self.W_value = nn.Parameter(torch.rand(d_in, d_out))
@@ -155,8 +155,7 @@ print(sa_v1(inputs))
 class SelfAttention_v2(nn.Module):
     """一个头的自注意力，权重矩阵换成 nn.Linear。
 
-    不带偏置的 nn.Linear 就是一次矩阵乘法，所以公式一个字没变；变的是初始值（见下一格的实验），
-    以及加一个偏置只要一个开关。
+    不带偏置的 nn.Linear 就是一次矩阵乘法，所以公式一个字没变；变的是初始值（见下一格），以及加一个偏置只要一个开关。
 
     参数:
         d_in (int): 输入嵌入维度
@@ -177,7 +176,7 @@ class SelfAttention_v2(nn.Module):
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
 
     def forward(self, x):
-        """前向传播：softmax(QKᵀ / √k) V。
+        """前向传播：softmax(QKᵀ / √k) V，与 v1 相同。
 
         参数:
             x (Tensor): 一句话的嵌入，(t, d_in)
@@ -198,37 +197,34 @@ sa_v2 = SelfAttention_v2(d_in, d_out)
 print("\nSelfAttention_v2 的输出 (t, d_out)　与 v1 不同，因为初始值不同，公式是一样的")
 print(sa_v2(inputs))
 
-# %% 为什么 nn.Linear 更好：把维度换成 GPT-2 small 的 768，看看谁还能训练
+# %% 为什么 nn.Linear 更好训练：维度换成 GPT-2 small 的 768，看 W_query 还收不收得到梯度
 # torch.rand 的均值是 0.5，768 项全往一边加，查询和键就大得离谱，除以 √k 也救不回来：softmax 只剩一个 1，
 # 而 softmax 饱和的地方梯度是 0，W_query 和 W_key 收不到任何信号，学不动。
 # nn.Linear 在 ±1/√d_in 之间均匀取值：均值是 0，维度越大取得越小，输出的大小就与维度无关。
-print("\n初始值的差别　（d_in = 768，d_out = 64，6 个随机的词）")
 torch.manual_seed(123)
 wide_inputs = torch.randn(6, 768)
 wide_v1, wide_v2 = SelfAttention_v1(768, 64), SelfAttention_v2(768, 64)
-wide_v2_queries, wide_v2_keys = wide_v2.W_query(wide_inputs), wide_v2.W_key(wide_inputs)
-wide_scores = {
-    "torch.rand": wide_inputs @ wide_v1.W_query @ (wide_inputs @ wide_v1.W_key).T / 64**0.5,
-    "nn.Linear ": wide_v2_queries @ wide_v2_keys.T / 64**0.5,
-}
 for attention in (wide_v1, wide_v2):
-    attention(wide_inputs).pow(2).mean().backward()  # 随便定一个目标，只为看梯度有多大
-gradients = [wide_v1.W_query.grad.norm().item(), wide_v2.W_query.weight.grad.norm().item()]
-for (name, each), gradient in zip(wide_scores.items(), gradients):
-    largest = torch.softmax(each, dim=-1).max(dim=-1).values.mean()
-    print(f"  {name}　分数的标准差 {each.std():6.1f}　每行最大权重平均 {largest:.2f}　W_query 的梯度大小 {gradient:.1e}")
+    attention(wide_inputs).pow(2).mean().backward()  # 随便定一个损失，只为看梯度有多大
+gradient_v1, gradient_v2 = wide_v1.W_query.grad.norm(), wide_v2.W_query.weight.grad.norm()
+print(f"\n{wide_inputs.shape[1]} 维时，W_query 的梯度大小　torch.rand {gradient_v1:.1e}　nn.Linear {gradient_v2:.1e}")
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
-confirm("journey 的查询与原书一致：[0.4306, 1.4551]", torch.allclose(query_2, torch.tensor([0.4306, 1.4551]), atol=1e-4), "三个矩阵创建的次序不同，或种子不是 123")
+same = torch.allclose(query_2, torch.tensor([0.4306, 1.4551]), atol=1e-4)
+confirm("journey 的查询与原书一致：[0.4306, 1.4551]", same, "三个矩阵创建的次序不同，或种子不是 123")
 confirm("权重总和为 1", torch.allclose(weights_2.sum(), torch.tensor(1.0)), "忘了 softmax")
-confirm("journey 的上下文向量与原书一致：[0.3061, 0.8210]", torch.allclose(context_2, torch.tensor([0.3061, 0.8210]), atol=1e-4), "忘了除以 √k，或加的是 inputs 而不是 values")
-confirm("SelfAttention_v1 的第 2 行就是前面一步步算的结果", torch.allclose(sa_v1(inputs)[1], context_2), "类里创建矩阵的次序与 3.4.1 节不同")
-confirm("SelfAttention_v2 的第一行与原书一致：[-0.0739, 0.0713]", torch.allclose(sa_v2(inputs)[0], torch.tensor([-0.0739, 0.0713]), atol=1e-4), "种子不是 789")
-confirm("换成 768 维，torch.rand 的梯度比 nn.Linear 小一千倍以上", gradients[0] * 1000 < gradients[1], "两个类的初始化写成一样的了")
+same = torch.allclose(context_2, torch.tensor([0.3061, 0.8210]), atol=1e-4)
+confirm("journey 的上下文向量与原书一致：[0.3061, 0.8210]", same, "忘了除以 √k，或加的是 inputs 而不是 values")
+same = torch.allclose(sa_v1(inputs)[1], context_2)
+confirm("SelfAttention_v1 的第 2 行就是前面一步步算的结果", same, "类里创建矩阵的次序与 3.4.1 节不同")
+same = torch.allclose(sa_v2(inputs)[0], torch.tensor([-0.0739, 0.0713]), atol=1e-4)
+confirm("SelfAttention_v2 的第一行与原书一致：[-0.0739, 0.0713]", same, "种子不是 789")
+less = bool(gradient_v1 * 1000 < gradient_v2)
+confirm("维度一大，torch.rand 的梯度不到 nn.Linear 的千分之一", less, "两个类的初始化写成一样的了")
 
 # %% 动手改
 # 1. 3.4.1 节里，把 W_key 那一行挪到 W_query 前面，看哪几条自查变成 ✗：种子相同，次序不同，数就不同。
-# 2. 把 SelfAttention_v1 里的 torch.rand(d_in, d_out) 都换成 (torch.rand(d_in, d_out) * 2 - 1) / d_in**0.5，再看最后的实验：
-#    梯度回来了（有两条自查会变成 ✗，因为它不再是书上的 v1）。
-# 3. 把最后那个实验里的 768 都改成 3072：torch.rand 的分数更离谱，nn.Linear 那一行几乎不变，这正是"大小与维度无关"。
+# 2. 把 SelfAttention_v1 里的 torch.rand(d_in, d_out) 都换成 (torch.rand(d_in, d_out) * 2 - 1) / d_in**0.5，
+#    再看最后一格：梯度回来了（有两条自查会变成 ✗：它不再是书上的 v1，也不再学不动）。
+# 3. 把最后一格里的 768 都改成 3072：torch.rand 的梯度又小了一千万倍，nn.Linear 的呢？想想"大小与维度无关"。

@@ -11,9 +11,8 @@
     约 2 秒，0.3 GB（2 核 CPU）
 
 形状记号（全书统一）：
-    b 批大小　　t 序列长度（token 数）　　d 嵌入维度，进出不同时分别写作 d_in、d_out
+    b 批大小　　t 序列长度（词元数）　　d 嵌入维度，进出不同时分别写作 d_in、d_out
 """
-
 
 import torch
 import torch.nn as nn
@@ -102,7 +101,7 @@ print("\n填成 -inf 之后的分数 (t, t)")
 print(masked)
 
 weights = torch.softmax(masked / keys.shape[-1] ** 0.5, dim=-1)  # (t, t)
-print("再 softmax，与办法一相同")
+print("再 softmax 的权重：与办法一的相同吗？")
 print(weights)
 
 # %% 3.5.2　dropout：训练时随机丢掉一部分权重，免得模型死盯着某几个词
@@ -119,10 +118,11 @@ print(dropped_example)
 large_example = nn.Dropout(0.1)(torch.ones(1000, 1000))
 print(f"换成 p = 0.1、一百万个 1：留下的都变成 {large_example.max():.4f}（1 / 0.9），平均 {large_example.mean():.3f}")
 
-# 同一个种子，dropout 丢掉哪几个，会随操作系统、处理器和 PyTorch 版本而变（PyTorch 的已知问题，pytorch/pytorch#121595）。
-# 与书上不同不是你错了；凡是用到 dropout 的数字都不必逐位核对，只看"非 0 的是不是都放大了同样的倍数"。
-book_mask = torch.tensor([[2, 2, 0, 2, 2, 0], [0, 0, 0, 2, 0, 2], [2, 2, 2, 2, 0, 2], [0, 2, 2, 0, 0, 2], [0, 2, 0, 2, 0, 2], [0, 2, 2, 2, 2, 0]])
-print("丢掉的位置与书上", "相同" if torch.equal(dropped_example, book_mask.float()) else "不同，这很正常：它随系统和版本而变")
+# 同一个种子，dropout 丢掉哪几个，可能随操作系统和 PyTorch 版本而变（PyTorch 的已知问题，pytorch/pytorch#121595）。
+# 所以与书上不同不一定是你错了；要查的是"非 0 的是不是都放大了同样的倍数"。
+book = ["220220", "000202", "222202", "022002", "020202", "022220"]  # 书上打印的 6 行
+same = ["".join(f"{number:.0f}" for number in row) for row in dropped_example.tolist()] == book
+print("丢掉的位置与书上", "相同" if same else "不同：这台机器的系统或 PyTorch 版本与作者的不一样")
 
 # %% 用在注意力权重上
 # 掩码遮住的本来就是 0，放大后还是 0；某一行也可能碰巧全被丢掉，那个词这一次就什么也没收到，训练时无妨。
@@ -160,8 +160,8 @@ class CausalAttention(nn.Module):
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.dropout = nn.Dropout(dropout)
-        # 掩码不参与训练，所以不是参数；写成普通属性 self.mask = … 又不会跟着 model.to("mps") 搬家，
-        # 前向时就报"两个张量不在同一个设备上"。buffer 正好：不训练，但跟着搬家，也跟着存盘。
+        # 掩码不参与训练，所以不是参数；写成普通属性 self.mask = … 又不会跟着 model.to("mps") 搬到 GPU，
+        # 前向时就报"两个张量不在同一个设备上"。buffer 正好：不训练，但跟着模型搬到别的设备，也跟着存盘。
         # 用 bool 而不是书里的浮点数：省下每次前向的 .bool() 转换；读入书里存的浮点掩码时会自动转换。
         self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
 
@@ -208,16 +208,18 @@ print(f"形状　{tuple(context_vecs.shape)}　(b, t, d_out)")
 # 前 4 个词反正看不到后 2 个，所以只送前 4 个进去，结果与整句话的前 4 行相同。
 # 生成文本正是靠这一点：词一个个增加，已经算过的位置不会变。
 short_vecs = ca(batch[:, :4])  # (b, 4, d_out)
-print(f"\n只送前 4 个词　{tuple(short_vecs.shape)}　与整句话的前 4 行最多相差 {(short_vecs - context_vecs[:, :4]).abs().max():.1e}")
+difference = (short_vecs - context_vecs[:, :4]).abs().max()
+print(f"\n只送前 4 个词　{tuple(short_vecs.shape)}　与整句话的前 4 行最多相差 {difference:.1e}")
 
-# %% 参数、buffer、普通属性：谁跟着搬家，谁会存盘
-# "meta" 是一个只记形状、不存数据的假设备，每台电脑都有，正好用来看搬家时谁跟着走。
+# %% 参数、buffer、普通属性：换设备时谁跟着走，存盘时谁在里面
+# "meta" 是一个只记形状、不存数据的假设备，每台电脑都有，正好用来看换设备时谁跟着走。
 moved = CausalAttention(d_in, d_out, context_length, 0.0)
 moved.plain_mask = torch.ones(context_length, context_length)  # 普通属性：没有登记，nn.Module 不知道它的存在
 print("\n参数　　　　", [name for name, _ in moved.named_parameters()])
 print("会存盘的　　", list(moved.state_dict()))
 moved.to("meta")
-print(f"搬家之后　　 W_query 在 {moved.W_query.weight.device}，mask 在 {moved.mask.device}，plain_mask 还在 {moved.plain_mask.device}")
+devices = f"W_query 在 {moved.W_query.weight.device}，mask 在 {moved.mask.device}"
+print(f"换设备之后　 {devices}，plain_mask 在 {moved.plain_mask.device}")
 
 # %% dropout 只在训练时生效：train() 与 eval()
 # 新建的模块默认是训练模式，评估和生成之前一定要调用 eval()，否则每次结果都不同。
@@ -228,16 +230,22 @@ print("评估模式，同样的输入算两次，结果相同吗？", torch.equa
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
-confirm("两种遮法得到的权重相同", torch.allclose(weights, masked_simple_norm), "办法一忘了重新归一化，或 triu 的 diagonal 不是 1")
-confirm("遮住之后每行之和仍为 1", torch.allclose(weights.sum(dim=-1), torch.ones(6)), "填的不是 -inf，或填在了 softmax 之后")
+same = torch.allclose(weights, masked_simple_norm)
+confirm("两种遮法得到的权重相同", same, "办法一忘了重新归一化，或 triu 的 diagonal 不是 1")
+one = torch.allclose(weights.sum(dim=-1), torch.ones(6))
+confirm("遮住之后每行之和仍为 1", one, "填的不是 -inf，或填在了 softmax 之后")
 scaled = torch.where(dropped_weights == 0, 0, weights / (1 - 0.5))
-confirm("dropout 之后，每个权重要么是 0，要么正好是原来的 2 倍", torch.equal(dropped_weights, scaled), "放大的倍数不是 1/(1-p)，或 dropout 用了两次")
-confirm("CausalAttention 的第一行与原书一致：[-0.4519, 0.2216]", torch.allclose(context_vecs[0, 0], torch.tensor([-0.4519, 0.2216]), atol=1e-4), "种子或创建投影的次序不同，或因果掩码没有生效")
-confirm("第二行与原书一致：[-0.5874, 0.0058]", torch.allclose(context_vecs[0, 1], torch.tensor([-0.5874, 0.0058]), atol=1e-4), "因果掩码没有生效，或忘了除以 √k")
+same = torch.equal(dropped_weights, scaled)
+confirm("dropout 之后，每个权重要么是 0，要么正好是原来的 2 倍", same, "放大的倍数不是 1/(1-p)，或 dropout 用了两次")
+same = torch.allclose(context_vecs[0, 0], torch.tensor([-0.4519, 0.2216]), atol=1e-4)
+confirm("CausalAttention 的第一行与原书一致：[-0.4519, 0.2216]", same, "种子或创建投影的次序不同，或因果掩码没有生效")
+same = torch.allclose(context_vecs[0, 1], torch.tensor([-0.5874, 0.0058]), atol=1e-4)
+confirm("第二行与原书一致：[-0.5874, 0.0058]", same, "因果掩码没有生效，或忘了除以 √k")
 confirm("同一句话放两遍，两份输出相同", torch.equal(context_vecs[0], context_vecs[1]), "dropout 没有设成 0.0")
 changed = batch.clone()
 changed[:, -1] = 0  # 抹掉最后一个词
-confirm("抹掉最后一个词，不影响前面 5 个词的输出", torch.equal(ca(changed)[:, :-1], context_vecs[:, :-1]), "因果掩码没有生效")
+same = torch.equal(ca(changed)[:, :-1], context_vecs[:, :-1])
+confirm("抹掉最后一个词，不影响前面 5 个词的输出", same, "因果掩码没有生效")
 
 # %% 动手改
 # 1. 把 CausalAttention 里的 diagonal=1 改成 0，看输出里的 nan 从哪里来；改成 2，看哪一条自查发现它偷看了一个词。

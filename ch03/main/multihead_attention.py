@@ -6,12 +6,12 @@
     3. 因果掩码为什么加在 softmax 之前、填的是 -inf，而不是之后填 0？
 
 运行：
-    python ch03/main/multihead_attention.py               # 用书中的例子走一遍，打印每一步的形状
+    python ch03/main/multihead_attention.py               # 用书中的例子走一遍；每一步的形状看 example_05
     python ch03/main/multihead_attention.py --heads 1     # 换成单头，看看输出差在哪里
     约 2 秒，0.3 GB（2 核 CPU）
 
 形状记号（全书统一）：
-    b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）
+    b 批大小　　t 序列长度（词元数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch.nn as nn
 
 # 书中 3.3 节起一直使用的例子："Your journey starts with one step"，每个词一个 3 维向量。
 # 维度取 3 只是为了能把每个数都打印出来看，GPT-2 small 用的是 768。
-EXAMPLE_INPUTS = [
+EXAMPLE_INPUTS = [  # 改这里：换成别的数，看输出怎样变（与原书比的两条自查就不再成立了）
     [0.43, 0.15, 0.89],  # Your
     [0.55, 0.87, 0.66],  # journey
     [0.57, 0.85, 0.64],  # starts
@@ -35,12 +35,12 @@ EXAMPLE_INPUTS = [
 class MultiHeadAttention(nn.Module):
     """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。
 
-    一个头只能学到"一种"关注方式（比如"找主语"）。把 d 维切成 h 份，每份各自做注意力，
-    就能同时学 h 种关注方式，而总计算量与单个 d 维的头几乎相同。
+    一个头只能学到"一种"关注方式（比如"找主语"）。把 d_out 维切成 h 份，每份各自做注意力，
+    就能同时学 h 种关注方式，而总计算量与单个 d_out 维的头几乎相同。
 
     参数:
         d_in (int): 输入嵌入维度
-        d_out (int): 输出维度，必须能被 num_heads 整除
+        d_out (int): 输出维度，是各头加起来的总数，必须能被 num_heads 整除
         context_length (int): 支持的最长序列；掩码按它一次建好，前向时再截取
         dropout (float): 注意力权重的丢弃概率，0.0 表示不丢弃
         num_heads (int): 头数 h
@@ -75,7 +75,7 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
         # 掩码不是参数（不参与训练），但要跟着模型一起搬到 MPS/CUDA，所以登记为 buffer。
-        # diagonal=1：只有"严格在右上方"的位置为 True（要遮住），token 仍然能看到自己。
+        # diagonal=1：只有"严格在右上方"的位置为 True（要遮住），每个词元仍然能看到自己。
         self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
 
     def forward(self, x):
@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         """
         b, t, _ = x.shape
 
-        # ① 投影。每个 token 问什么（Q）、能被怎样找到（K）、被找到后交出什么（V）。
+        # ① 投影。每个词元问什么（Q）、能被怎样找到（K）、被找到后交出什么（V）。
         queries = self.W_query(x)  # (b, t, d_out)
         keys = self.W_key(x)  # (b, t, d_out)
         values = self.W_value(x)  # (b, t, d_out)
@@ -100,7 +100,7 @@ class MultiHeadAttention(nn.Module):
         keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
         values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
 
-        # ③ 打分。scores[i, j] = 第 i 个 token 的 Q 与第 j 个 token 的 K 的点积：越大越相关。
+        # ③ 打分。scores[i, j] = 第 i 个词元的 Q 与第 j 个词元的 K 的点积：越大越相关。
         scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
 
         # ④ 因果掩码。填 -inf 而不是 0：softmax 里 e^(-inf) = 0，剩下的权重自动仍然加起来等于 1；
@@ -148,41 +148,32 @@ def main():
     except ValueError as error:
         parser.error(str(error))
 
-    print(f"输入　　　{tuple(batch.shape)}　(b, t, d)")
-    # 不改类的代码，也能看见中间的形状：给子模块挂一个钩子（forward hook），它每算完一次就叫我们一声。
-    notes = {
-        "W_query": "(b, t, d_out)　Q，还没分头",
-        "W_key": "(b, t, d_out)　K",
-        "W_value": "(b, t, d_out)　V",
-        "dropout": "(b, h, t, t)　每个头一张注意力权重表",
-        "out_proj": "(b, t, d_out)　各头拼好、混合之后",
-    }
-    hooks = [
-        getattr(attention, name).register_forward_hook(lambda _module, _inputs, output, name=name, note=note: print(f"  {name:9}{tuple(output.shape)}　{note}"))
-        for name, note in notes.items()
-    ]
     context = attention(batch)
-    for hook in hooks:
-        hook.remove()  # 下面的自查还要再算几次，不用再打印了
-
+    print(f"输入　　　{tuple(batch.shape)}　(b, t, d)")
     print(f"上下文向量{tuple(context.shape)}　(b, t, d_out)")
     print(context)
 
     print("\n这个数字对吗？")
-    confirm("同一句话放两遍，两份输出相同", torch.equal(context[0], context[1]), "前向传播里混进了随机性，比如 dropout 没关")
+    same = torch.equal(context[0], context[1])
+    confirm("同一句话放两遍，两份输出相同", same, "前向传播里混进了随机性，比如 dropout 没关")
     changed = batch.clone()
     changed[:, -1] = 0  # 抹掉最后一个词；前面的词看不到它，输出就不该变
-    confirm("改动最后一个词，不影响前面的输出", torch.equal(attention(changed)[:, :-1], context[:, :-1]), "因果掩码没有生效")
+    same = torch.equal(attention(changed)[:, :-1], context[:, :-1])
+    confirm("改动最后一个词，不影响前面的输出", same, "因果掩码没有生效")
     if args.heads == 2:
         # 第一个词只能看自己，权重总是 1，与 Q、K 无关，所以光看第一行查不出 Q、K 的错，还要看第六行。
-        confirm("第一行与原书一致：[0.3190, 0.4858]", torch.allclose(context[0, 0], torch.tensor([0.3190, 0.4858]), atol=1e-4), "创建各层的顺序不同，随机数就不同")
-        confirm("第六行与原书一致：[0.2575, 0.4028]", torch.allclose(context[0, 5], torch.tensor([0.2575, 0.4028]), atol=1e-4), "Q、K 算错了，或 softmax 的 dim 不对")
+        same = torch.allclose(context[0, 0], torch.tensor([0.3190, 0.4858]), atol=1e-4)
+        confirm("第一行与原书一致：[0.3190, 0.4858]", same, "创建各层的次序不同，随机数就不同")
+        same = torch.allclose(context[0, 5], torch.tensor([0.2575, 0.4028]), atol=1e-4)
+        confirm("第六行与原书一致：[0.2575, 0.4028]", same, "Q、K 算错了，或 softmax 的 dim 不对")
 
     # 书上的例子每个头只有 1 维，√1 = 1，忘了除以 √k 也看不出来；所以换大一点的随机数，与 PyTorch 自带的实现再比一次。
     check, x = MultiHeadAttention(8, 8, context_length=6, dropout=0.0, num_heads=2), torch.randn(1, 6, 8) * 3
-    heads = [layer(x).view(1, 6, 2, 4).transpose(1, 2) for layer in (check.W_query, check.W_key, check.W_value)]  # 每个 (b, h, t, k) = (1, 2, 6, 4)
-    built_in = nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(1, 6, 8)  # (b, t, d_out)
-    confirm("与 PyTorch 自带的注意力结果相同（2 个头，每个 4 维）", torch.allclose(check(x), check.out_proj(built_in), atol=1e-5), "忘了除以 √k，或掩码、分头、拼回有一步不对")
+    heads = [layer(x).view(1, 6, 2, 4).transpose(1, 2) for layer in (check.W_query, check.W_key, check.W_value)]
+    built_in = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)  # 每个头 4 维：(b, h, t, k)
+    built_in = built_in.transpose(1, 2).reshape(1, 6, 8)  # (b, t, d_out)
+    same = torch.allclose(check(x), check.out_proj(built_in), atol=1e-5)
+    confirm("与 PyTorch 自带的注意力结果相同（2 个头，每个 4 维）", same, "忘了除以 √k，或掩码、分头、拼回有一步不对")
 
 
 if __name__ == "__main__":

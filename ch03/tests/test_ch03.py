@@ -1,14 +1,12 @@
-"""第 3 章的测试：打印的数字、与独立实现的一致性、因果性、dropout、命令行。
+"""第 3 章的测试：打印的数字、与独立实现的一致性、因果性、dropout、故意写错时自查的反应、命令行。
 
 数字从脚本的标准输出里读，与原书印出的逐位比较；组件用 PyPI 的 llms-from-scratch 作独立参考。
 带 dropout 的两处（3-16、3-17）随系统而变，只查结构：每个数要么是 0，要么正好放大 2 倍。
 """
 
 import importlib.util
-import io
 import os
 import re
-import runpy
 import subprocess
 import sys
 import time
@@ -28,9 +26,11 @@ SCRIPTS = {
     "02": CH03 / "main" / "example_02_trainable_attention.py",
     "03": CH03 / "main" / "example_03_causal_attention.py",
     "04": CH03 / "main" / "example_04_multihead_wrapper.py",
+    "05": CH03 / "main" / "example_05_multihead_attention.py",
     "mha": CH03 / "main" / "multihead_attention.py",
     "heatmap": CH03 / "experiments" / "exp_attention_heatmap.py",
 }
+ENV = os.environ | {"PYTHONUTF8": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
 PICTURE = CH03 / "outputs" / "attention_heatmap.png"
 
 
@@ -46,10 +46,9 @@ def load(key):
 def outputs(tmp_path_factory):
     """从别的文件夹里把每个脚本当作命令各跑一遍，留下标准输出。"""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    env = os.environ | {"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
     results, started = {}, time.time()
     for key, path in SCRIPTS.items():
-        done = subprocess.run([sys.executable, str(path)], cwd=elsewhere, env=env, capture_output=True, encoding="utf-8")
+        done = subprocess.run([sys.executable, str(path)], cwd=elsewhere, env=ENV, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         results[key] = done.stdout
     assert list(elsewhere.iterdir()) == [], "脚本在当前文件夹里留下了文件"
@@ -60,7 +59,7 @@ def outputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ours():
     """本章的全部组件，名字到类。"""
-    names = {"SelfAttention_v1": "02", "SelfAttention_v2": "02", "CausalAttention": "03", "MultiHeadAttentionWrapper": "04", "MultiHeadAttention": "mha"}
+    names = {"SelfAttention_v1": "02", "SelfAttention_v2": "02", "CausalAttention": "03", "MultiHeadAttentionWrapper": "04", "MultiHeadAttention": "05"}
     modules = {key: load(key) for key in set(names.values())}
     return {name: getattr(modules[key], name) for name, key in names.items()}
 
@@ -95,11 +94,12 @@ BOOK = [
     ("3-13 第一行", "03", "没有遮挡的注意力权重 (t, t)", ".1921 .1646 .1652 .1550 .1721 .1510"),
     ("3-18", "03", "CausalAttention 的输出", "-.4519 .2216 -.5874 .0058 -.6300 -.0632 -.5675 -.0843 -.5526 -.0981 -.5299 -.1081"),
     ("3-19 第一行", "04", "MultiHeadAttentionWrapper 的输出\n", "-.4519 .2216 .4772 .1063"),
-    ("3.6.2 合算", "04", "【3.6.2】四维矩阵乘法", "1.3208 1.1631 1.2879 1.1631 2.2150 1.8424 1.2879 1.8424 2.0402 "
+    ("3.6.2 合算", "05", "四维矩阵乘法　(1", "1.3208 1.1631 1.2879 1.1631 2.2150 1.8424 1.2879 1.8424 2.0402 "
      ".4391 .7003 .5903 .7003 1.3737 1.0620 .5903 1.0620 .9912"),
-    ("3.6.2 第 1 个头", "04", "第 1 个头单独算", "1.3208 1.1631 1.2879 1.1631 2.2150 1.8424 1.2879 1.8424 2.0402"),
-    ("3.6.2 第 2 个头", "04", "第 2 个头单独算", ".4391 .7003 .5903 .7003 1.3737 1.0620 .5903 1.0620 .9912"),
-    ("3-20", "mha", "上下文向量(2, 6, 2)", ".3190 .4858 .2943 .3897 .2856 .3593 .2693 .3873 .2639 .3928 .2575 .4028"),
+    ("3.6.2 第 1 个头", "05", "第 1 个头单独算", "1.3208 1.1631 1.2879 1.1631 2.2150 1.8424 1.2879 1.8424 2.0402"),
+    ("3.6.2 第 2 个头", "05", "第 2 个头单独算", ".4391 .7003 .5903 .7003 1.3737 1.0620 .5903 1.0620 .9912"),
+    ("3-20", "05", "\nMultiHeadAttention 的输出", ".3190 .4858 .2943 .3897 .2856 .3593 .2693 .3873 .2639 .3928 .2575 .4028"),
+    ("3-20 总结", "mha", "上下文向量(2, 6, 2)", ".3190 .4858 .2943 .3897 .2856 .3593 .2693 .3873 .2639 .3928 .2575 .4028"),
 ]
 # 矩阵里只知道某一行的：编号、脚本、标签、每行几个、第几行（从 0 数）、应当打印的数。
 BOOK_ROWS = [
@@ -136,7 +136,7 @@ def test_loop_prints_the_same_matrix_as_matmul(outputs):
     assert len(loop) == 36 and loop == numbers_after(outputs["01"], "矩阵乘法得到的注意力分数 (t, t)", 36)
 
 
-@pytest.mark.parametrize("label", ["每行除以自己的和", "再 softmax，与办法一相同"])
+@pytest.mark.parametrize("label", ["每行除以自己的和", "再 softmax 的权重：与办法一的相同吗？"])
 def test_both_ways_of_masking(outputs, label):
     """3-14：先 softmax 后归一化，与先填 -inf 再 softmax，打印同样的权重。"""
     assert numbers_after(outputs["03"], label, 36) == pytest.approx(parse(CAUSAL_WEIGHTS), abs=6e-5)
@@ -172,9 +172,10 @@ def test_dropout_of_causal_weights(outputs):
         ("02", "值　(6, 2)"),
         ("03", "批　(2, 6, 3)"),
         ("03", "形状　(2, 6, 2)"),
-        ("03", "W_query 在 meta，mask 在 meta，plain_mask 还在 cpu"),
+        ("03", "W_query 在 meta，mask 在 meta，plain_mask 在 cpu"),
         ("04", "形状　(2, 6, 4)"),
-        ("mha", "dropout  (2, 2, 6, 6)"),
+        ("05", "形状　(2, 6, 2)"),
+        ("mha", "输入　　　(2, 6, 3)"),
     ],
 )
 def test_printed_shapes(outputs, key, text):
@@ -187,8 +188,52 @@ def test_self_checks_pass(outputs, key):
     assert "✗" not in outputs[key]
 
 
+def test_slow_motion_prints_every_shape_in_order(outputs):
+    """3.6.2：慢动作里每一步的形状，b、t、h、k 各不相同，所以次序错了看得出来。"""
+    shown = re.findall(r"^  (\(.*?\)) +(\(b, .*?\))", outputs["05"].split("慢动作（")[1], flags=re.MULTILINE)
+    sizes = {"b": 2, "t": 6, "h": 3, "k": 4, "d_out": 12}
+    assert [letters for _, letters in shown] == [
+        *("(b, t, d_out)", "(b, t, h, k)", "(b, h, t, k)", "(b, h, t, t)", "(b, h, t, t)", "(b, h, t, t)"),
+        *("(b, h, t, k)", "(b, t, h, k)", "(b, t, d_out)", "(b, t, d_out)"),
+    ]
+    for shape, letters in shown:
+        assert eval(shape) == tuple(sizes[letter] for letter in letters[1:-1].split(", "))
+
+
+def test_heads_split_the_right_way_in_script(outputs):
+    """十位是词，个位是维：先 view 再 transpose 得到的，和一步 view 得到的。"""
+    assert "第 1 个头 [[10, 11], [20, 21], [30, 31]]" in outputs["05"] and "第 2 个头 [[12, 13], [22, 23], [32, 33]]" in outputs["05"]
+    assert "第 1 个头却是 [[10, 11], [12, 13], [20, 21]]" in outputs["05"]
+
+
 def test_wrapper_and_big_matrix_agree_in_script(outputs):
-    assert numbers_after(outputs["04"], "的输出最多相差", 1)[0] <= 1e-6
+    assert numbers_after(outputs["05"], "的输出最多相差", 1)[0] <= 1e-6
+
+
+# 「动手改」里说会变成 ✗ 的，真的会：脚本、把什么换成什么、哪几条自查发现它。
+WRONG = [
+    ("01", "QUERY = 1", "QUERY = 0", 0, ""),  # 换一个词当查询，自查仍然全对
+    ("01", "weights = torch.softmax(scores, dim=-1)", "weights = torch.softmax(scores, dim=0)", 3, "每行权重之和为 1"),
+    ("02", "x @ self.W_key", "x @ self.W_query", 1, "SelfAttention_v1 的第 2 行"),
+    ("03", "scores.masked_fill_(self.mask[:t, :t], -torch.inf)", "scores.masked_fill_(self.mask[:t, :t], 0)", 3, "抹掉最后一个词"),
+    ("04", "nn.ModuleList([", "list([", 1, "参数一共 36 个"),
+    ("05", ".view(b, t, self.num_heads, self.head_dim).transpose(1, 2)", ".view(b, self.num_heads, t, self.head_dim)", 4, "慢动作的结果"),
+    ("05", "scores / self.head_dim**0.5", "scores", 2, "慢动作的结果"),
+    ("mha", "scores / self.head_dim**0.5", "scores", 1, "与 PyTorch 自带的注意力结果相同"),
+]
+
+
+@pytest.mark.parametrize(("key", "right", "wrong", "failed", "noticed"), WRONG, ids=[f"{row[0]} {row[2]}" for row in WRONG])
+def test_self_check_notices_a_mistake(tmp_path, key, right, wrong, failed, noticed):
+    """故意写错一处，再跑一遍：变成 ✗ 的正好是那几条。"""
+    text = SCRIPTS[key].read_text(encoding="utf-8")
+    assert right in text
+    path = tmp_path / SCRIPTS[key].name
+    path.write_text(text.replace(right, wrong), encoding="utf-8")
+    done = subprocess.run([sys.executable, str(path)], env=ENV, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "✗" in line]
+    assert len(lines) == failed and (not failed or any(noticed in line for line in lines)), lines
 
 
 # ---- 组件：与独立实现一致 ----
@@ -350,58 +395,39 @@ def call_main(key, monkeypatch, capsys, tmp_path, *args):
 
 
 BAD = [
-    ("mha", ["--heads", "3"], "整除"),
-    ("mha", ["--heads", "0"], "至少是 1"),
-    ("mha", ["--heads", "-2"], "至少是 1"),
-    ("mha", ["--heads", "两个"], "整数"),
-    ("mha", ["--head", "1"], "不认识的参数 --head"),
+    ("mha", ["--heads", "3"], "d_out=2 不能被 num_heads=3 整除"),
+    ("mha", ["--heads", "0"], "--heads 至少是 1"),
+    ("mha", ["--heads", "-2"], "--heads 至少是 1"),
+    ("mha", ["--heads", "两个"], "--heads"),
+    ("mha", ["--colour"], "--colour"),
     ("heatmap", ["--heads", "3"], "整除"),
-    ("heatmap", ["--heads", "0"], "至少是 1"),
-    ("heatmap", ["--seed", "-1"], "--seed"),
-    ("heatmap", ["--colour"], "不认识的参数 --colour"),
+    ("heatmap", ["--heads", "0"], "--heads"),
+    ("heatmap", ["--colour"], "--colour"),
 ]
 
 
 @pytest.mark.parametrize(("key", "args", "says"), BAD, ids=[" ".join([key, *args]) for key, args, _ in BAD])
 def test_bad_input(monkeypatch, capsys, tmp_path, key, args, says):
+    """用错时：退出码 2，最后一行说清楚，什么也没印、没写。"""
     code, out, err = call_main(key, monkeypatch, capsys, tmp_path, *args)
-    assert code == 2 and out == "" and says in err
-    assert len(err.splitlines()) == 1 and err.startswith("出错了：")
+    assert code == 2 and out == "" and says in err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_heads_as_command():
-    env = os.environ | {"PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([sys.executable, str(SCRIPTS["mha"]), "--heads", "3"], env=env, capture_output=True, encoding="utf-8")
-    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    done = subprocess.run([sys.executable, str(SCRIPTS["mha"]), "--heads", "3"], env=ENV, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and done.stdout == "" and "整除" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("key", ["mha", "heatmap"])
 def test_help_is_chinese(monkeypatch, capsys, tmp_path, key):
     code, out, err = call_main(key, monkeypatch, capsys, tmp_path, "--help")
-    assert code == 0 and err == "" and "用法：" in out and "--heads" in out and "头数" in out
+    assert code == 0 and err == "" and re.search(r"--heads \S+\s+头数", out)
 
 
 def test_single_head_runs(monkeypatch, capsys, tmp_path):
     code, out, _ = call_main("mha", monkeypatch, capsys, tmp_path, "--heads", "1")
-    assert code == 0 and "(2, 1, 6, 6)" in out and "✗" not in out
-
-
-@pytest.mark.parametrize("key", SCRIPTS)
-def test_gbk_console(monkeypatch, tmp_path, key):
-    """GBK 终端（没有 ✓ 这个字）上也能跑完，不因为印不出而退出。"""
-    screen = io.TextIOWrapper(io.BytesIO(), encoding="gbk")
-    monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setattr(sys, "argv", [SCRIPTS[key].name])
-    runpy.run_path(str(SCRIPTS[key]), run_name="__main__")
-    screen.flush()
-    assert "这个数字对吗？" in screen.buffer.getvalue().decode("gbk")
-
-
-def test_gbk_environment():
-    """同上，但真的用环境变量 PYTHONIOENCODING=gbk 当作命令来跑。"""
-    done = subprocess.run([sys.executable, str(SCRIPTS["mha"])], env=os.environ | {"PYTHONIOENCODING": "gbk"}, capture_output=True)
-    assert done.returncode == 0 and done.stderr == b"" and "[0.3190, 0.4858]" in done.stdout.decode("gbk")
+    assert code == 0 and "上下文向量(2, 6, 2)" in out and "✗" not in out
 
 
 # ---- 热图 ----

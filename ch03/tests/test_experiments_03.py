@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+pytestmark = pytest.mark.filterwarnings("error:Glyph")  # 字体里没有的字会画成方框，matplotlib 这时警告一声
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 # 名字 → (小规模的参数, 图, 还要改小的常量)。每个脚本还有 --quick，但那是给人看的，在这里太慢。
 SMALL = {
@@ -85,11 +86,11 @@ def test_runs_small(command_line, tmp_path, name):
     assert min(pixels.shape[:2]) > 300 and pixels.std() > 0.05
 
 
-def test_from_another_folder_in_gbk(tmp_path):
-    """从别的文件夹、在 GBK 的终端上作为命令运行：不崩溃，不在当前文件夹留文件。"""
-    env = os.environ | {"PYTHONIOENCODING": "gbk", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    done = subprocess.run([sys.executable, str(FOLDER / "exp_buffers.py"), "--quick"], cwd=tmp_path, env=env, capture_output=True, encoding="gbk", timeout=300)
-    assert (done.returncode, done.stderr) == (0, "") and "BALLOT X" not in done.stdout and "CHECK MARK" in done.stdout
+def test_from_another_folder(tmp_path):
+    """从别的文件夹作为命令运行：不崩溃，没有警告，不在当前文件夹留文件。"""
+    env = os.environ | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    done = subprocess.run([sys.executable, str(FOLDER / "exp_buffers.py")], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=300)
+    assert (done.returncode, done.stderr) == (0, "") and "✗" not in done.stdout and "✓" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,10 +100,10 @@ def test_from_another_folder_in_gbk(tmp_path):
         ("mha_variants", ["--heads", 7], "不能被 num_heads=7 整除"),
         ("mha_variants", ["--batch", 0], "--batch 至少是 1"),
         ("mha_variants", ["--tokens", -5], "--tokens 至少是 1"),
-        ("mha_variants", ["--device", "tpu"], "不认识的设备 tpu"),
+        ("mha_variants", ["--device", "tpu"], "没有设备 tpu"),
         ("why_scale", ["--dim", 0], "--dim 应在 1 到"),
         ("why_scale", ["--steps", 3], "--steps 至少是 20"),
-        ("causal_leak", ["--steps", "很多"], "要的是整数"),
+        ("causal_leak", ["--steps", "很多"], "invalid int value"),
         ("causal_leak", ["--text", "没有这个文件.txt"], "没有这个文件.txt"),
         ("causal_leak", ["--seed", -1], "--seed"),
         ("head_count", ["--look", 5], "--look 应在 1 到 4 之间"),
@@ -113,20 +114,20 @@ def test_from_another_folder_in_gbk(tmp_path):
         ("buffers", ["--layers", 1], "--layers 应在 2 到"),
         ("buffers", ["--context-length", 4], "--context-length 应在"),
         ("buffers", ["--layers", 900, "--context-length", 8192], "请改小"),
-        ("attention_heatmap", ["--checkpoint", "没有.pth"], "gpt_train.py"),
-        ("buffers", ["--color"], "不认识的参数"),
+        ("attention_heatmap", ["--heads", 3], "不能被 num_heads=3 整除"),
+        ("buffers", ["--color"], "unrecognized arguments"),
     ],
 )
 def test_bad_input(command_line, tmp_path, name, args, says):
     code, out, err = command_line(name, *args)
-    assert code == 2 and says in err and len(err.splitlines()) == 1 and err.startswith("出错了：")
+    assert code == 2 and "Traceback" not in err and says in err.splitlines()[-1]
     assert not (tmp_path / "outputs").exists() and "✓" not in out
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_help_is_chinese(command_line, name):
     code, out, _ = command_line(name, "--help")
-    assert code == 0 and out.startswith("用法：") and "默认" in out
+    assert code == 0 and "实验　" in out and "默认" in out
 
 
 @pytest.mark.parametrize(("text", "says"), [("天地玄黄" * 100, "至少要"), ("ab" * 2000, "只有 2 种字符")])
@@ -134,7 +135,7 @@ def test_causal_leak_rejects_poor_text(command_line, tmp_path, text, says):
     path = tmp_path / "短.txt"
     path.write_text(text, encoding="utf-8")
     code, _, err = command_line("causal_leak", "--text", path)
-    assert code == 2 and says in err
+    assert code == 2 and "Traceback" not in err and says in err.splitlines()[-1]
 
 
 # ---- 各种写法 ----
@@ -318,7 +319,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_trained_heads(command_line, tmp_path, checkpoint):
-    code, out, err = command_line("attention_heatmap", "--checkpoint", checkpoint, "--prompt", "It was a long way to the city")
+    code, out, err = command_line("attention_heatmap", "--prompt", "It was a long way to the city", patch={"CHECKPOINT": checkpoint})
     assert (code, err) == (0, "") and "✗" not in out
     # 第 1 层第 2 个头被改成了专看自己：最鲜明的一格里，谁在看和看谁是同一个词。
     assert "2 层 × 2 个头，送进 8 个词元" in out and re.search(r"第 1 层最鲜明的一格：第 2 个头，('.+') 把 \d+% 的权重给了 \1", out)
@@ -330,14 +331,6 @@ def test_without_checkpoint_it_says_what_to_run(command_line, tmp_path):
     assert code == 0 and "先运行 python ch05/main/gpt_train.py" in out and not (tmp_path / "outputs" / "attention_trained.png").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_bad_checkpoint(command_line, tmp_path, content):
-    path = tmp_path / "坏的.pth"
-    torch.save({"model": {}}, path) if content is None else path.write_bytes(content)
-    code, _, err = command_line("attention_heatmap", "--checkpoint", path)
-    assert code == 2 and "读不出来" in err and len(err.splitlines()) == 1
-
-
 def test_prompt_length(command_line, checkpoint):
-    code, _, err = command_line("attention_heatmap", "--checkpoint", checkpoint, "--prompt", "a " * 60)
-    assert code == 2 and "--prompt 应有" in err
+    code, _, err = command_line("attention_heatmap", "--prompt", "a " * 60, patch={"CHECKPOINT": checkpoint})
+    assert code == 2 and "--prompt 应有" in err.splitlines()[-1]

@@ -109,7 +109,7 @@ class FeedForward(nn.Module):
 
 # region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
-    """Transformer 块，注意力和残差的丢弃率分开。（原版详解见 ch04/main/gpt.py）"""
+    """Transformer 块，注意力和残差的丢弃率分开。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -140,7 +140,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT，嵌入的丢弃率分开。（原版详解见 ch04/main/gpt.py）"""
+    """GPT，嵌入的丢弃率分开。（原版详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()

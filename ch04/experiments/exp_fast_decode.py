@@ -10,7 +10,7 @@
 
 运行：
     python ch04/experiments/exp_fast_decode.py                   # 权重随机；装了 transformers 就一起比
-    python ch04/experiments/exp_fast_decode.py --weights gpt2-124M.safetensors    # 困惑度用真的模型量
+    python ch04/experiments/exp_fast_decode.py --pretrained      # 用 OpenAI 的权重，困惑度也用它量（先运行 ch05/main/gpt_download.py）
     python ch04/experiments/exp_fast_decode.py --compile         # 再加一步 torch.compile（要有 C++ 编译器，慢）
     python ch04/experiments/exp_fast_decode.py --quick
     约 2 分半，5.8 GB（2 核 CPU）
@@ -22,7 +22,6 @@ import argparse
 import copy
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -30,12 +29,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-import numpy as np
+import matplotlib.pyplot as plt
 import tiktoken
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -456,25 +455,6 @@ def train_small_model(text, steps):
     return model.eval(), ids[cut:]
 
 
-def load_openai_weights(path, config):
-    """把真的 GPT-2 权重装进 GPTModel。
-
-    参数:
-        path (Path): safetensors 文件
-        config (dict): 模型配置
-
-    返回:
-        GPTModel: 模型
-
-    异常:
-        ValueError: 文件不对
-    """
-    model = GPTModel(config)
-    settings = {"n_vocab": config["vocab_size"], "n_ctx": config["context_length"], "n_embd": config["emb_dim"], "n_head": config["n_heads"], "n_layer": config["n_layers"]}
-    load_weights_into_gpt(model, load_gpt2_params_from_safetensors(path, settings))
-    return model.eval()
-
-
 def transformers_peers(model, config):
     """同一份权重装进 transformers 的 GPT-2，fp32 和 bf16 各一个。
 
@@ -549,11 +529,6 @@ def draw(rows, path):
         rows (list[tuple]): 每步一项：名字、词元/秒、上限（没有就是 None）
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
-    english = {"不缓存（书上的写法）": "no cache (book)", "KV 缓存 fp32": "KV cache fp32", "＋oneDNN 重排": "+ oneDNN packed", "＋预分配缓存": "+ preallocated KV", "bf16": "bf16"}
-    english |= {"bf16 ＋重排": "bf16 packed", "fp16": "fp16", "＋注意力用 fp32": "+ fp32 attention", "int8": "int8", "int4": "int4", "int4 ＋compile": "int4 + compile"}
     figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(rows) + 1.3), layout="constrained")
     names = [name for name, *_ in rows]
     speeds = [speed for _, speed, _ in rows]
@@ -570,107 +545,7 @@ def draw(rows, path):
     plt.close(figure)
 
 
-# region 沿用 ch05/main/gpt_download.py: gpt2_shapes, load_gpt2_params_from_safetensors, GPT2_SETTINGS
-def gpt2_shapes(settings):
-    """列出 GPT-2 的权重文件里应有的每一项：名字和形状。（详解见 ch05/main/gpt_download.py）"""
-    d = settings["n_embd"]
-    block = {
-        "ln_1.weight": (d,), "ln_1.bias": (d,),
-        "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
-        "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,),
-        "ln_2.weight": (d,), "ln_2.bias": (d,),
-        "mlp.c_fc.weight": (d, 4 * d), "mlp.c_fc.bias": (4 * d,),
-        "mlp.c_proj.weight": (4 * d, d), "mlp.c_proj.bias": (d,),
-    }
-    shapes = {"wte.weight": (settings["n_vocab"], d), "wpe.weight": (settings["n_ctx"], d)}
-    for layer in range(settings["n_layer"]):
-        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
-
-
-def load_gpt2_params_from_safetensors(path, settings):
-    """把一个 safetensors 文件里的权重，整理成原书的 params：按层、按部件一级一级地放。（详解见 ch05/main/gpt_download.py）"""
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError):
-        raise ValueError(f"{path} 读不出来：不是 safetensors 文件，或没有下载完整（核对：python setup/download.py --verify）") from None
-    with file:
-        stored = {name.removeprefix("transformer."): name for name in file.keys()}
-        names = [name for name in stored if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight", name)]
-        wanted, found = gpt2_shapes(settings), {name: tuple(file.get_slice(stored[name]).get_shape()) for name in names}
-        for size, other in GPT2_SETTINGS.items():
-            if found != wanted and found == gpt2_shapes(other):
-                raise ValueError(f"{path} 是 {size} 的权重，要的却是 {settings['n_layer']} 层、{settings['n_embd']} 维的")
-        wrong = [f"少了 {name}" for name in wanted if name not in found] + [f"多出 {name}" for name in found if name not in wanted]
-        wrong += [f"{name} 的形状是 {found[name]}，应是 {wanted[name]}" for name in wanted if found.get(name, wanted[name]) != wanted[name]]
-        if wrong:
-            raise ValueError(f"{path} 不是 {settings['n_layer']} 层、{settings['n_embd']} 维的 GPT-2，有 {len(wrong)} 处对不上：{wrong[0]}")
-        params = {"blocks": [{} for _ in range(settings["n_layer"])]}
-        outside = {"wte.weight": "wte", "wpe.weight": "wpe", "ln_f.weight": "g", "ln_f.bias": "b"}
-        for name in wanted:
-            tensor = file.get_tensor(stored[name])
-            if not tensor.is_floating_point():
-                raise ValueError(f"{path} 里 {name} 是整数（{tensor.dtype}），是量化过的权重，这里读不了")
-            inner, key = params, outside.get(name)
-            if key is None:
-                _, layer, *parts, last = name.split(".")
-                inner = params["blocks"][int(layer)]
-                for part in parts:
-                    inner = inner.setdefault(part, {})
-                key = "b" if last == "bias" else "g" if parts[0].startswith("ln") else "w"
-            inner[key] = tensor.float().numpy()
-        if "lm_head.weight" in stored and not file.get_tensor(stored["lm_head.weight"]).float().equal(file.get_tensor(stored["wte.weight"]).float()):
-            raise ValueError(f"{path} 的输出层与词嵌入不是同一个矩阵，原书的 params 里没有放它的地方")
-    return params
-
-
-GPT2_SETTINGS = {
-    "124M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12},
-    "355M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24},
-    "774M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1280, "n_head": 20, "n_layer": 36},
-    "1558M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48},
-}
-# endregion
-
-
-# region 沿用 ch05/main/gpt_generate.py: assign, load_weights_into_gpt
-def assign(left, right):
-    """把一个数组变成模型的参数；形状不同就报错。（详解见 ch05/main/gpt_generate.py）"""
-    if left is None:
-        raise ValueError("模型里没有这个偏置：OpenAI 的权重带 Q、K、V 的偏置，建模型时要 qkv_bias=True")
-    if left.shape != right.shape:
-        raise ValueError(f"形状不同：模型里是 {tuple(left.shape)}，权重是 {tuple(right.shape)}，多半是模型的配置与权重不是一种规模")
-    return nn.Parameter(torch.tensor(right, dtype=left.dtype, device=left.device))
-
-
-def load_weights_into_gpt(gpt, params):
-    """把 OpenAI 的权重装进我们的 GPTModel：同样的零件，两边起的名字和摆法不同，逐个对上。（详解见 ch05/main/gpt_generate.py）"""
-    if len(gpt.trf_blocks) != len(params["blocks"]):
-        raise ValueError(f"模型有 {len(gpt.trf_blocks)} 块，权重有 {len(params['blocks'])} 块，不是一种规模")
-    gpt.tok_emb.weight = assign(gpt.tok_emb.weight, params["wte"])  # (V, d)
-    gpt.pos_emb.weight = assign(gpt.pos_emb.weight, params["wpe"])  # (n_ctx, d)
-    for block, block_params in zip(gpt.trf_blocks, params["blocks"]):
-        attn, mlp = block_params["attn"], block_params["mlp"]
-        weights = np.split(attn["c_attn"]["w"], 3, axis=-1)
-        biases = np.split(attn["c_attn"]["b"], 3, axis=-1)
-        for linear, w, b in zip((block.att.W_query, block.att.W_key, block.att.W_value), weights, biases):
-            linear.weight = assign(linear.weight, w.T)  # (d, d)
-            linear.bias = assign(linear.bias, b)  # (d,)
-        for linear, part in [(block.att.out_proj, attn["c_proj"]), (block.ff.layers[0], mlp["c_fc"]), (block.ff.layers[2], mlp["c_proj"])]:
-            linear.weight = assign(linear.weight, part["w"].T)
-            linear.bias = assign(linear.bias, part["b"])
-        for norm, part in [(block.norm1, block_params["ln_1"]), (block.norm2, block_params["ln_2"])]:
-            norm.scale = assign(norm.scale, part["g"])  # (d,)
-            norm.shift = assign(norm.shift, part["b"])  # (d,)
-    gpt.final_norm.scale = assign(gpt.final_norm.scale, params["g"])  # (d,)
-    gpt.final_norm.shift = assign(gpt.final_norm.shift, params["b"])  # (d,)
-    gpt.out_head.weight = assign(gpt.out_head.weight, params["wte"])  # (V, d)
-
-
-# endregion
-
-
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -679,20 +554,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -716,12 +581,13 @@ def main():
     parser.add_argument("--rounds", type=int, help="轮流跑几轮，取中位数（默认：3；--quick 时 2）")
     parser.add_argument("--prompt-tokens", type=int, help="提示词几个词元（默认：64；--quick 时 16）")
     parser.add_argument("--new-tokens", type=int, help="生成几个词元（默认：128；--quick 时 32）")
-    parser.add_argument("--weights", type=Path, help="GPT-2 124M 的权重（默认：找 gpt2-124M.safetensors，没有就用随机数）")
+    parser.add_argument("--pretrained", action="store_true", help="用 OpenAI 的 GPT-2 124M（默认：同样大小的随机权重，快慢一样）")
     parser.add_argument("--compile", action="store_true", help="最后加一步 torch.compile，要有 C++ 编译器，多等一两分钟")
     parser.add_argument("--no-peers", action="store_true", help="不与 transformers 比")
     parser.add_argument("--quick", action="store_true", help="换小模型（4 层、d = 256），少跑几个词元，也不与 transformers 比")
     args = parser.parse_args()
-    config = QUICK_CONFIG if args.quick else GPT_CONFIG_124M
+    ckpt = torch.load(find_data("gpt2-124M.pth"), map_location="cpu", weights_only=True) if args.pretrained else None
+    config = ckpt["config"] if ckpt else QUICK_CONFIG if args.quick else GPT_CONFIG_124M
     for name, quick, full in [("rounds", 2, 3), ("prompt_tokens", 16, 64), ("new_tokens", 32, 128)]:
         if getattr(args, name) is None:
             setattr(args, name, quick if args.quick else full)
@@ -733,23 +599,14 @@ def main():
 
     # ① 模型，和量困惑度用的模型、文本。
     torch.manual_seed(123)
-    try:
-        path = args.weights or (None if args.quick else find_data("gpt2-124M.safetensors"))
-    except FileNotFoundError:
-        path = None
-    try:
-        text_path = find_data("the-verdict.txt", "story-en.txt")
-        text = read_text(text_path)
-        if path:
-            model = judge = load_openai_weights(path, config)
-            held = torch.tensor(tiktoken.get_encoding("gpt2").encode(text)[:257])
-            print(f"权重　{path}；困惑度用它自己，文本 {text_path.name}")
-        else:
-            model = GPTModel(config).eval()
-            judge, held = train_small_model(text, steps=20 if args.quick else 150)
-            print(f"权重　随机；困惑度用当场训练的字节级小模型，文本 {text_path.name}")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    text_path, model = find_data("the-verdict.txt", "story-en.txt"), GPTModel(config).eval()
+    text = text_path.read_text(encoding="utf-8")
+    if ckpt:
+        model.load_state_dict(ckpt["model"])
+        judge, held = model, torch.tensor(tiktoken.get_encoding("gpt2").encode(text)[:257])
+    else:
+        judge, held = train_small_model(text, steps=20 if args.quick else 150)
+    print(f"权重　{'OpenAI 的，困惑度也用它' if ckpt else '随机，困惑度用当场训练的字节级小模型'}；文本 {text_path.name}")
     held, segment = held[: 129 if args.quick else 513], min(128, judge.pos_emb.num_embeddings)
     ids = torch.randint(config["vocab_size"], (args.prompt_tokens,), generator=torch.Generator().manual_seed(1))
 

@@ -19,8 +19,10 @@
 import argparse
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from torch.utils.flop_counter import FlopCounterMode
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -31,7 +33,6 @@ SIZES = {  # 嵌入维度、块数、头数
     "large": {"emb_dim": 1280, "n_layers": 36, "n_heads": 20},
     "xl": {"emb_dim": 1600, "n_layers": 48, "n_heads": 25},
 }
-ENGLISH = {"词嵌入": "tok_emb", "位置嵌入": "pos_emb", "注意力的投影": "projections", "注意力分数": "QK^T, weights V", "前馈网络": "feed forward", "归一化": "norms", "输出层": "out_head"}
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -250,15 +251,12 @@ def draw(results, path):
         results (dict): 规模 → by_counter 的结果
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.9), width_ratios=[3, 2], layout="constrained")
     names = [f"{size} {kind}" for size in results for kind in ("参数", "运算")]
     begin = [0.0] * len(names)
-    for part in ENGLISH:
+    for part in next(iter(results.values())):
         shares = [100 * parts[part][kind] / sum(each[kind] for each in parts.values()) for parts in results.values() for kind in (0, 1)]
-        if max(shares) > 0.5:  # 归一化不到千分之一，画不出来
+        if max(shares) > 0.3:  # 归一化不到千分之一，画不出来
             left.barh(names, shares, left=begin, label=part)
         begin = [a + b for a, b in zip(begin, shares)]
     left.invert_yaxis()
@@ -333,7 +331,7 @@ def main():
 
     print("\n这个数字对吗？")
     for size in results:
-        wrong = [part for part in ENGLISH if results[size][part] != formulas[size][part]]
+        wrong = [part for part, counted in results[size].items() if counted != formulas[size][part]]
         confirm(f"{size}：七个部件的参数和运算，公式与计数器一个不差", not wrong, f"{'、'.join(wrong)}的公式或模型改过")
     if "xl" in results:
         totals = [sum(params for params, _ in parts.values()) - max(0, t - 1024) * SIZES[size]["emb_dim"] for size, parts in results.items()]

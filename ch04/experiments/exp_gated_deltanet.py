@@ -4,7 +4,7 @@
 先猜：　k = 32 的黑板，记 8 对键值、32 对、64 对，各能记准几成？把循环改成分块算，结果会不会变？（先想 10 秒，再运行）
 看点：　① 逐个词元的循环与分块的矩阵乘法，输出相同：前者好懂、适合生成，后者适合训练；
         ② 右上图：句子长一倍，注意力的分数表大到四倍，分块的活只多一倍，两条线早晚要交叉；
-        ③ 左下图：写之前先"擦掉旧的"（delta），比直接往上加记得准；写得越多越糊，写到 2k 对，与没记差不多。
+        ③ 左下图：写之前先"擦掉旧的"（delta），读回来的误差比直接往上加小；写得越多越糊。
 动手改：1. --chunk 1：分块的退化成循环，右上图两条线靠拢；--chunk 64：看是不是块越大越快。
         2. 把 recurrent_gated_delta_rule 里的 - memory 去掉（不擦旧的，直接写）：循环与分块不再相同，自查变成 ✗。
         3. --stride 1：一层 DeltaNet 配一层注意力，看缓存和损失。
@@ -23,8 +23,10 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -221,7 +223,7 @@ class RMSNorm(nn.Module):
 
 # region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """多头注意力，可以带缓存。（原版详解见 ch03/main/multihead_attention.py）"""
+    """多头注意力，可以带缓存。（原版详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
@@ -311,7 +313,7 @@ class FeedForward(nn.Module):
 
 # region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
-    """Transformer 块，注意力可以换成门控 DeltaNet。（原版详解见 ch04/main/gpt.py）"""
+    """Transformer 块，注意力可以换成门控 DeltaNet。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -342,7 +344,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT，几层门控 DeltaNet 配一层注意力，可以带缓存。（原版详解见 ch04/main/gpt.py）"""
+    """GPT，几层门控 DeltaNet 配一层注意力，可以带缓存。（原版详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -395,8 +397,6 @@ def cache_error(model, ids):
 
 def encode_characters(text):
     """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_gqa.py）"""
-    if len(text) < 5000:
-        raise ValueError(f"文本只有 {len(text)} 个字符，至少要 5000 个才能训练和验证")
     chars = sorted(set(text))
     number = {char: i for i, char in enumerate(chars)}
     ids = torch.tensor([number[char] for char in text])
@@ -540,15 +540,10 @@ def draw(sizes, lengths, seconds, counts, errors, curves, noise, path):
         noise (float): seed_noise 的结果，画成灰带
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axes = plt.subplots(2, 2, figsize=(10.4, 8), layout="constrained")
-    english = {"循环": "recurrent", "分块": "chunked", "注意力": "attention", "先擦再写": "delta rule", "直接加": "plain sum"}
     for name in curves:
-        label = name[0]
-        axes[0, 0].plot(range(1, len(sizes[name]) + 1), [size / 1024 for size in sizes[name]], label=label)
-        axes[1, 1].plot(*zip(*curves[name]), label=label)
+        axes[0, 0].plot(range(1, len(sizes[name]) + 1), [size / 1024 for size in sizes[name]], label=name)
+        axes[1, 1].plot(*zip(*curves[name]), label=name)
     for name, values in seconds.items():
         axes[0, 1].plot(lengths, [1000 * each for each in values], "o-", label=name)
     for name, values in errors.items():
@@ -561,8 +556,6 @@ def draw(sizes, lengths, seconds, counts, errors, curves, noise, path):
     axes[1, 0].axvline(32, color="gray", linestyle=":")
     axes[1, 0].set_ylim(bottom=0)
     labels = [("已经有几个词元", "实测的缓存（KB）"), ("序列长度", "用时（毫秒，对数刻度）"), ("写了几对键值（虚线：黑板的边长 32）", "读错多少（1：与没记差不多）"), ("训练步数", "验证损失")]
-    if not chinese:
-        labels = [("tokens so far", "measured cache (KB)"), ("sequence length", "time (ms, log)"), ("pairs written (dotted: k = 32)", "relative recall error"), ("step", "validation loss")]
     for axis, (x, y) in zip(axes.flat, labels):
         axis.set_xlabel(x)
         axis.set_ylabel(y)
@@ -572,7 +565,7 @@ def draw(sizes, lengths, seconds, counts, errors, curves, noise, path):
     plt.close(figure)
 
 
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -581,20 +574,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -623,11 +606,8 @@ def main():
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
     context, layers, steps = 64, 4, min(args.steps, 10) if args.quick else args.steps
-    try:
-        path = find_data("the-verdict.txt", "story-en.txt")
-        train_ids, val_ids, chars = encode_characters(read_text(path))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    path = find_data("the-verdict.txt", "story-en.txt")
+    train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
     torch.set_num_threads(1)  # 矩阵都很小，两个线程也只快三成；别的程序占着核时，线程互相等，反而慢好几倍
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
     torch.manual_seed(args.seed)
@@ -644,13 +624,13 @@ def main():
         print(f"{name.ljust(4, '　')}读错多少　　　　" + "　".join(f"{each:5.0%}" for each in values))
 
     cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": 64, "n_heads": 4, "n_layers": layers, "drop_rate": 0.0, "qkv_bias": False, "chunk_size": args.chunk}
-    full, mixed, linear = ("全是注意力", "all attention"), (f"{args.stride} 层 DeltaNet，1 层注意力", f"{args.stride}:1 mix"), ("全是 DeltaNet", "all DeltaNet")
+    full, mixed, linear = "全是注意力", f"{args.stride} 层 DeltaNet，1 层注意力", "全是 DeltaNet"
     curves, sizes, same, formulas, params = {}, {}, True, {}, {}
     for name, stride in [(full, 0), (mixed, args.stride), (linear, -1)]:
         torch.manual_seed(args.seed)
         model = GPTModel(cfg | {"deltanet_stride": stride})
         params[name] = sum(p.numel() for p in model.trf_blocks[0].att.parameters())  # 第一层：混合的也是 DeltaNet
-        curves[name] = train(model, train_ids, val_ids, context, steps, name[0])
+        curves[name] = train(model, train_ids, val_ids, context, steps, name)
         sizes[name] = cache_sizes(model, val_ids[None, :context])
         boards = sum(isinstance(block.att, GatedDeltaNet) for block in model.trf_blocks)
         formulas[name] = kv_bytes_total_mha(1, context, 64, layers - boards, 4, 4) + kv_bytes_total_deltanet_no_conv(1, 64, boards, 4, 4)
@@ -660,7 +640,7 @@ def main():
     noise = seed_noise(curves[full], other)
     print(f"\n小模型　{layers} 层，d = 64，4 个头，上下文 {context}，训练 {steps} 步\n结构　　　　　　　　　　　　写满的缓存　公式算的　验证损失　比全是注意力")
     for name in curves:
-        print(f"{name[0].ljust(14, '　')}{sizes[name][-1]:9,} B{formulas[name]:9,} B{curves[name][-1][1]:10.3f}{curves[name][-1][1] - curves[full][-1][1]:+11.3f}")
+        print(f"{name.ljust(14, '　')}{sizes[name][-1]:9,} B{formulas[name]:9,} B{curves[name][-1][1]:10.3f}{curves[name][-1][1] - curves[full][-1][1]:+11.3f}")
     print(f"{'全是注意力，换个种子'.ljust(14, '　')}{other[-1][1]:32.3f}{other[-1][1] - curves[full][-1][1]:+11.3f}")
 
     mha, board = kv_bytes_total_mha(1, 131072, 2048, 48, 2, 16), kv_bytes_total_deltanet_no_conv(1, 2048, 48, 2, 16)
@@ -674,7 +654,7 @@ def main():
     for name in (mixed, linear):
         gap = curves[name][-1][1] - curves[full][-1][1]
         verdict = "没有超过" if abs(gap) <= noise else f"{'差' if gap > 0 else '好'}得超过了"
-        print(f"  {name[0]}：缓存是「{full[0]}」的 {sizes[name][-1] / sizes[full][-1]:.2f} 倍，验证损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）。")
+        print(f"  {name}：缓存是「{full}」的 {sizes[name][-1] / sizes[full][-1]:.2f} 倍，验证损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）。")
 
     print(f"  比损失时别忘了：DeltaNet 多几个门，一层的参数是注意力的 {params[linear] / params[full]:.2f} 倍；要记的东西一多会怎样，看上面「读错多少」的表。")
 

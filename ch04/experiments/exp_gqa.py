@@ -22,8 +22,10 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -207,7 +209,7 @@ class FeedForward(nn.Module):
 
 # region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
-    """Transformer 块，注意力换成 GQA。（原版详解见 ch04/main/gpt.py）"""
+    """Transformer 块，注意力换成 GQA。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -238,7 +240,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT，注意力换成 GQA，可以带缓存。（原版详解见 ch04/main/gpt.py）"""
+    """GPT，注意力换成 GQA，可以带缓存。（原版详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -329,12 +331,7 @@ def encode_characters(text):
 
     返回:
         tuple[Tensor, Tensor, list]: 训练集和验证集的编号（都是一维），词表
-
-    异常:
-        ValueError: 文本太短，切不出验证集
     """
-    if len(text) < 5000:
-        raise ValueError(f"文本只有 {len(text)} 个字符，至少要 5000 个才能训练和验证")
     chars = sorted(set(text))
     number = {char: i for i, char in enumerate(chars)}
     ids = torch.tensor([number[char] for char in text])
@@ -442,9 +439,6 @@ def draw(curves, noise, path):
         noise (float): seed_noise 的结果，画成灰带
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     copies = [32, 16, 8, 4, 2, 1]
     sizes = [calc_kv_bytes_total(1, 32768, 4096, 32, each, 32, 2) / 1e9 for each in copies]
@@ -464,7 +458,7 @@ def draw(curves, noise, path):
     plt.close(figure)
 
 
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -473,20 +467,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -519,13 +503,13 @@ def main():
         parser.error(f"--seed 应是 0 到 2 的 62 次方之间的整数，不能是 {args.seed}")
     steps = min(args.steps, 40) if args.quick else args.steps
     copies = list(dict.fromkeys([args.heads, *args.groups]))  # 第一个总是 MHA，作参照
+    path = find_data("the-verdict.txt", "story-en.txt")
+    train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
+    cfg = {"vocab_size": len(chars), "context_length": 64, "emb_dim": 64, "n_heads": args.heads, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
     try:
-        path = find_data("the-verdict.txt", "story-en.txt")
-        train_ids, val_ids, chars = encode_characters(read_text(path))
-        cfg = {"vocab_size": len(chars), "context_length": 64, "emb_dim": 64, "n_heads": args.heads, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
         for each in copies:
             GPTModel(cfg | {"n_kv_groups": each})  # 分不成组的，开始训练之前就报错
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
     print(f"模型　2 层，d = 64，{args.heads} 个查询头，上下文 64；每个训练 {steps} 步，键和值依次有 {copies} 份")

@@ -20,8 +20,10 @@ import argparse
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -168,7 +170,7 @@ class FeedForward(nn.Module):
 
 # region 改写 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):
-    """多头注意力，可以带缓存。（原版详解见 ch03/main/multihead_attention.py）"""
+    """多头注意力，可以带缓存。（原版详解见 ch03/main/example_05_multihead_attention.py）"""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False, window_size=None):  # 改：多一个滑动窗口
         super().__init__()
@@ -208,7 +210,7 @@ class MultiHeadAttention(nn.Module):
 
 # region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
-    """Transformer 块，把缓存转交给注意力。（原版详解见 ch04/main/gpt.py）"""
+    """Transformer 块，把缓存转交给注意力。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -240,7 +242,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT，可以带缓存。（原版详解见 ch04/main/gpt.py）"""
+    """GPT，可以带缓存。（原版详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -371,15 +373,12 @@ def draw(curves, context_length, path):
     """画速度随长度的变化。
 
     参数:
-        curves (dict): 名字 → （英文名，每步的秒数）
+        curves (dict): 名字 → 每步的秒数
         context_length (int): 上下文长度，画一条竖线
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-    for name, (english, seconds) in curves.items():
+    for name, seconds in curves.items():
         width = max(1, len(seconds) // 40)  # 每几步合成一个点，线才不毛
         middles = [(PROMPT + i + width / 2, speed(seconds, i, i + width)) for i in range(1, len(seconds) - width + 1, width)]
         axis.plot(*zip(*middles), label=name)
@@ -457,25 +456,25 @@ def main():
     def caches(kind, *arguments):
         return [kind(*arguments) for _ in range(args.layers)]
 
-    # 名字 → 英文名、模型、缓存、满了之后怎么办、与谁相比
+    # 名字 → 模型、缓存、满了之后怎么办、与谁相比
     plans = {
-        "不缓存": ("no cache", model, None, full, None),
-        "拼接缓存": ("concatenated", model, caches(ConcatCache), full, "不缓存"),
-        "预分配缓存": ("preallocated", model, caches(PreallocatedCache, context), full, "不缓存"),
-        "预分配，分段预填充": ("preallocated, chunked", model, caches(PreallocatedCache, context), full | {"chunk": args.chunk}, "不缓存"),
-        "不缓存，满了丢一半": ("no cache, drop half", model, None, half, None),
-        "预分配，满了丢一半": ("preallocated, drop half", model, caches(PreallocatedCache, context), half, "不缓存，满了丢一半"),
-        f"不缓存，窗口 {window}": ("no cache, window", windowed, None, half, None),
-        f"滑动窗口 {window}": ("sliding window", windowed, caches(PreallocatedCache, context, window), half | {"chunk": window}, f"不缓存，窗口 {window}"),
+        "不缓存": (model, None, full, None),
+        "拼接缓存": (model, caches(ConcatCache), full, "不缓存"),
+        "预分配缓存": (model, caches(PreallocatedCache, context), full, "不缓存"),
+        "预分配，分段预填充": (model, caches(PreallocatedCache, context), full | {"chunk": args.chunk}, "不缓存"),
+        "不缓存，满了丢一半": (model, None, half, None),
+        "预分配，满了丢一半": (model, caches(PreallocatedCache, context), half, "不缓存，满了丢一半"),
+        f"不缓存，窗口 {window}": (windowed, None, half, None),
+        f"滑动窗口 {window}": (windowed, caches(PreallocatedCache, context, window), half | {"chunk": window}, f"不缓存，窗口 {window}"),
     }
     list(generate_stream(model, prompt, 3, context))  # 热身
-    streams = {name: generate_stream(each, prompt, steps, context, cached, **options) for name, (_, each, cached, options, _) in plans.items()}
+    streams = {name: generate_stream(each, prompt, steps, context, cached, **options) for name, (each, cached, options, _) in plans.items()}
     results = race(streams, steps)
 
     print(f"\n{pad('方式', 22)}    开头  快满时    倍数  满了以后   缓存 MB　　（倍数以外，都是词元/秒）")
     baseline = speed(results["不缓存"][1], steps - past - 17, steps - past - 1)
     table = {}
-    for name, (_, _, cached, _, reference) in plans.items():
+    for name, (_, cached, _, _) in plans.items():
         seconds = results[name][1]
         early, late, after = speed(seconds, 1, 17), speed(seconds, steps - past - 17, steps - past - 1), speed(seconds, steps - past, steps)
         used = sum(cache.keys.nbytes + cache.values.nbytes for cache in cached or []) / 2**20
@@ -488,7 +487,7 @@ def main():
     print(f"\n内存：2（键和值）× 层数 × 上下文长度 × d × 4 字节 = {formula:.1f} MB；GPT-2 small 写满 1024 个是 {gpt2:.0f} MB，批大小是 8 就要再乘 8")
     scores = args.heads * context * 4 / 2**20
     print(f"预填充 {context} 个词元时，每层的注意力分数：一次送完 h × t × t，{scores * context:.2f} MB；每段 {args.chunk} 个只要 {scores * args.chunk:.2f} MB")
-    draw({name: (english, results[name][1]) for name, (english, _, _, _, _) in plans.items() if name not in (f"不缓存，窗口 {window}", "不缓存，满了丢一半", "预分配，分段预填充")}, context, OUTPUTS / "kv_cache.png")
+    draw({name: results[name][1] for name in plans if name not in (f"不缓存，窗口 {window}", "不缓存，满了丢一半", "预分配，分段预填充")}, context, OUTPUTS / "kv_cache.png")
     print(f"图片已写到 {OUTPUTS / 'kv_cache.png'}")
 
     plain, cached, dropped, narrow = table["不缓存"], table["预分配缓存"], table["预分配，满了丢一半"], table[f"滑动窗口 {window}"]
@@ -500,7 +499,7 @@ def main():
     print(f"  拼接缓存的速度是预分配的 {appended:.2f} 倍" + ("：每步抄一遍旧的，模型越大、句子越长越亏。" if appended < 0.95 else "：模型这么小，抄一遍旧的还不算什么；模型越大、句子越长越亏。"))
 
     print("\n这个数字对吗？")
-    for name, (_, _, _, _, reference) in plans.items():
+    for name, (_, _, _, reference) in plans.items():
         if reference:
             ok = same(results[name][0], results[reference][0], results[reference][2])
             confirm(f"{name}：{steps} 个词元与「{reference}」逐个相同，过了上下文长度也相同", ok, "位置没有接着数、掩码没算上旧的，或换上下文时没有清空缓存")

@@ -9,7 +9,7 @@
         3. 把 lens 里 seen.append 那一行的 model.final_norm(x) 换成 x：各层的概率都变了，最后一层也不再是模型的输出，第一条自查变成 ✗。
 
 运行：
-    python ch05/main/gpt_train.py                       # 先训练一个小模型（约 90 秒），没有它就只能看没训练过的
+    python ch05/main/gpt_train.py                       # 先训练一个小模型（约 90 秒）
     python ch04/experiments/exp_logit_lens.py           # 图片写到 ch04/outputs/
     约 4 秒，1 GB（2 核 CPU）
 
@@ -19,16 +19,15 @@
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import tiktoken
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-CHECKPOINT = OUTPUTS.parent.parent / "ch05" / "outputs" / "gpt_mini.pth"
-MINI = {"vocab_size": 50257, "context_length": 256, "emb_dim": 192, "n_heads": 6, "n_layers": 4, "drop_rate": 0.1, "qkv_bias": False}  # 与第 5 章的 mini 相同
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -190,31 +189,6 @@ def lens(model, ids):
     return torch.softmax(torch.cat(seen), dim=-1)  # (n, t, V)
 
 
-def load_trained(path):
-    """读第 5 章存下的检查点，装进 GPTModel。
-
-    参数:
-        path (Path): 检查点，里面有 config 和 model 两项
-
-    返回:
-        GPTModel: 训练过的模型，已是评估模式
-
-    异常:
-        ValueError: 文件不存在、已损坏，或不是第 5 章存的检查点
-    """
-    if not path.is_file():
-        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # 遇到别人的文件，torch 会先用英文嘀咕几句；我们只说下面那一句
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # mmap：用到哪里读哪里，优化器的状态就不用读了
-        model = GPTModel(content["config"])
-        model.load_state_dict(content["model"])
-    except Exception:  # 损坏的文件能引出各种异常，处理办法都一样
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是 gpt_train.py 存的检查点") from None
-    return model.eval()
-
-
 def summarize(probs, answers):
     """每一层一行：猜对几成、给答案的平均概率、与最后一层猜得一样的有几成。
 
@@ -239,7 +213,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -278,17 +253,11 @@ def draw(probs, ids, to_text, path):
         ids (list[int]): 输入的词元编号
         to_text (callable): 词元编号 → 文字
         path (Path): 图片写到哪里
-
-    异常:
-        OSError: 写不了这个文件
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     best, index = probs.max(dim=-1)  # 都是 (n, t)
     n, t = index.shape
     figure, axis = plt.subplots(figsize=(0.95 * t + 1.6, 0.6 * n + 1.7), layout="constrained")
-    image = axis.imshow(best, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
+    image = axis.imshow(best.numpy(), cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
     for i in range(n):
         for j in range(t):
             guess = index[i, j].item()
@@ -308,41 +277,34 @@ def main():
     """画一句话的每一层，再在一长段文字上统计。"""
     parser = argparse.ArgumentParser(description="实验　logit lens：每一层在猜什么")
     parser.add_argument("--prompt", default="Every autumn, when the first ships of the new season", help="画哪句话，3 到 14 个词元")
-    parser.add_argument("--checkpoint", type=Path, help="训练过的模型（默认：ch05/outputs/gpt_mini.pth，没有就用没训练过的）")
     parser.add_argument("--text", help="统计用的文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
-    parser.add_argument("--quick", action="store_true", help="本来就只要几秒，与不加一样")
     args = parser.parse_args()
-    checkpoint = args.checkpoint or CHECKPOINT
+    path = args.text or find_data("the-verdict.txt", "story-en.txt")
     try:
-        path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
         text = read_text(path)
-        tokenizer = tiktoken.get_encoding("gpt2")
-        trained = load_trained(checkpoint) if args.checkpoint or checkpoint.is_file() else None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    checkpoint = find_data("gpt_mini.pth")
+    ckpt = torch.load(checkpoint, map_location="cpu", weights_only=True)
     torch.manual_seed(123)
-    fresh = GPTModel(MINI).eval()
-    model = trained or fresh
-    limit = model.pos_emb.num_embeddings
+    model, fresh = GPTModel(ckpt["config"]).eval(), GPTModel(ckpt["config"]).eval()  # fresh 不装权重，作对照
+    model.load_state_dict(ckpt["model"])
+    tokenizer, limit = tiktoken.get_encoding("gpt2"), ckpt["config"]["context_length"]
     ids = torch.tensor([tokenizer.encode(args.prompt, disallowed_special=())])  # (b, t) = (1, t)
     long_ids = torch.tensor([tokenizer.encode(text, disallowed_special=())[: min(limit, 128)]])  # (1, m)　最多 128 个
     if not 3 <= ids.shape[1] <= min(14, limit):
         parser.error(f"--prompt 应有 3 到 {min(14, limit)} 个词元，这句话有 {ids.shape[1]} 个")
     if long_ids.shape[1] < 3:
         parser.error(f"{path} 太短，至少要 3 个词元")
-    if trained is None:
-        print("还没有训练过的模型，下面看的是没训练过的。想看真的，先运行 python ch05/main/gpt_train.py（约 90 秒），再运行一次本脚本。")
-    print(f"模型　{checkpoint if trained else '没训练过的 mini'}，{len(model.trf_blocks)} 个块")
+    print(f"模型　{checkpoint}，{len(model.trf_blocks)} 个块")
 
     def to_text(token):
-        return repr(tokenizer.decode([token]))[1:-1].replace("$", r"\$")  # 换行等写成 \n；$ 在图里会被当作公式
+        text = repr(tokenizer.decode([token]))[1:-1]  # 换行等写成 \n
+        return text.replace("$", r"\$").replace("\ufffd", "?")  # $ 在图里会被当作公式；半个字没法画
 
     probs = lens(model, ids)
     picture = OUTPUTS / "logit_lens.png"
-    try:
-        draw(probs, ids[0].tolist(), to_text, picture)
-    except OSError as error:
-        parser.error(str(error))
+    draw(probs, ids[0].tolist(), to_text, picture)
     print(f"「{args.prompt}」每一层的猜测，图已写到 {picture}")
 
     answers = long_ids[0, 1:]

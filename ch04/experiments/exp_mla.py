@@ -23,8 +23,10 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -233,7 +235,7 @@ class FeedForward(nn.Module):
 
 # region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
-    """Transformer 块，注意力可以换成 MLA。（原版详解见 ch04/main/gpt.py）"""
+    """Transformer 块，注意力可以换成 MLA。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -266,7 +268,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT，注意力可以换成 MLA，可以带缓存。（原版详解见 ch04/main/gpt.py）"""
+    """GPT，注意力可以换成 MLA，可以带缓存。（原版详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -315,8 +317,6 @@ def cache_error(model, ids):
 
 def encode_characters(text):
     """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_gqa.py）"""
-    if len(text) < 5000:
-        raise ValueError(f"文本只有 {len(text)} 个字符，至少要 5000 个才能训练和验证")
     chars = sorted(set(text))
     number = {char: i for i, char in enumerate(chars)}
     ids = torch.tensor([number[char] for char in text])
@@ -431,9 +431,6 @@ def draw(squeezed, trained, base, noise, milliseconds, path):
         milliseconds (dict): decode_milliseconds 的结果
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     left.axhspan(base - noise, base + noise, color="0.85", label="多头注意力 ± 换个种子的差别")
     for curve, marker, label in [(squeezed, "s--", "训练好再压缩"), (trained, "o-", "带着压缩训练")]:
@@ -451,7 +448,7 @@ def draw(squeezed, trained, base, noise, milliseconds, path):
     plt.close(figure)
 
 
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -460,20 +457,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -505,11 +492,8 @@ def main():
     if wrong := [r for r in args.latent if not 1 <= r <= d]:
         parser.error(f"--latent 应在 1 到 {d}（嵌入维度）之间，不能是 {wrong[0]}：压成更多的数就不叫压缩了")
     steps = min(args.steps, 30) if args.quick else args.steps
-    try:
-        path = find_data("the-verdict.txt", "story-en.txt")
-        train_ids, val_ids, chars = encode_characters(read_text(path))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    path = find_data("the-verdict.txt", "story-en.txt")
+    train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
     print(f"模型　2 层，d = 64，8 个头，上下文 {context}；每个训练 {steps} 步，不压缩时每层每个词元存 128 个数")
     cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": d, "n_heads": 8, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}

@@ -20,8 +20,11 @@ import argparse
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
+from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -259,18 +262,13 @@ def draw(results, path):
         results (dict): （层数，d）→ {"params", "train", "gflops"}
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-    from matplotlib.ticker import NullFormatter
-
     def plain(axis):
         low, high = axis.get_view_interval()  # 对数刻度默认写成 10 的几次方；跨度不到十倍时，连小刻度也标上
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
 
     figure, axes = plt.subplots(1, 2, figsize=(8.8, 3.8), layout="constrained")
-    titles = [("训练：词元/秒", "training: tokens/s"), ("训练：每秒多少十亿次运算", "training: GFLOP/s")]
-    for axis, key, (title, english) in zip(axes, ("train", "gflops"), titles):
+    for axis, key, title in zip(axes, ("train", "gflops"), ("训练：词元/秒", "训练：每秒多少十亿次运算")):
         for layers in sorted({layers for layers, _ in results}):
             points = [(each["params"] / 1e6, each[key]) for shape, each in results.items() if shape[0] == layers]
             axis.plot(*zip(*points), marker="o", label=f"{layers} 层")

@@ -24,8 +24,10 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -202,7 +204,7 @@ class LayerNorm(nn.Module):
 
 # region 改写 ch04/main: TransformerBlock
 class TransformerBlock(nn.Module):
-    """Transformer 块，前馈网络可以换成 MoE。（原版详解见 ch04/main/gpt.py）"""
+    """Transformer 块，前馈网络可以换成 MoE。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -267,8 +269,6 @@ class GPTModel(nn.Module):
 # region 沿用 ch04/experiments/exp_gqa.py: encode_characters, validation_loss, train, seed_noise
 def encode_characters(text):
     """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_gqa.py）"""
-    if len(text) < 5000:
-        raise ValueError(f"文本只有 {len(text)} 个字符，至少要 5000 个才能训练和验证")
     chars = sorted(set(text))
     number = {char: i for i, char in enumerate(chars)}
     ids = torch.tensor([number[char] for char in text])
@@ -403,17 +403,14 @@ def draw(curves, loads, noise, path):
     """三幅图：训练曲线；不加和加了均衡损失时，最后一层每个专家的负载随训练的变化。
 
     参数:
-        curves (dict): 中文名和英文名 → train 的结果；第一条是参照
+        curves (dict): 名字 → train 的结果；第一条是参照
         loads (dict): 同样的键 → 负载，(u, l, e)
         noise (float): seed_noise 的结果，画成灰带
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axes = plt.subplot_mosaic([["loss", "loss"], ["plain", "balanced"]], figsize=(9.6, 7.6), layout="constrained")
     for name, curve in curves.items():
-        axes["loss"].plot(*zip(*curve), label=name[0], linewidth=1.5)
+        axes["loss"].plot(*zip(*curve), label=name, linewidth=1.5)
     last = next(iter(curves.values()))[-1][1]
     axes["loss"].axhspan(last - noise, last + noise, color="0.85", label="换个种子的差别")
     axes["loss"].set_ylabel("验证损失")
@@ -422,8 +419,8 @@ def draw(curves, loads, noise, path):
     for axis, (name, load) in zip(heat, loads.items()):
         experts = load.shape[-1]
         # 每个专家一行；extent 让横轴是步数，纵轴从上到下是第 1 到第 e 个专家。
-        image = axis.imshow(load[:, -1].T * experts, aspect="auto", vmin=0, vmax=3, interpolation="nearest", extent=[0, len(load), experts + 0.5, 0.5])
-        axis.set_title(name[0])
+        image = axis.imshow((load[:, -1].T * experts).numpy(), aspect="auto", vmin=0, vmax=3, interpolation="nearest", extent=[0, len(load), experts + 0.5, 0.5])
+        axis.set_title(name)
         axis.set_yticks(range(1, experts + 1, -(-experts // 16)))
     heat[0].set_ylabel("最后一层的专家")
     for axis in axes.values():
@@ -434,7 +431,7 @@ def draw(curves, loads, noise, path):
     plt.close(figure)
 
 
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -443,20 +440,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -487,28 +474,24 @@ def main():
             parser.error(f"--{name.replace('_', '-')} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
     experts, top_k, context, d, hidden = args.experts, args.top_k, 64, 64, 64
     steps = min(args.steps, 30) if args.quick else args.steps
-    try:
-        path = find_data("the-verdict.txt", "story-en.txt")
-        train_ids, val_ids, chars = encode_characters(read_text(path))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    path = find_data("the-verdict.txt", "story-en.txt")
+    train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
     torch.set_num_threads(1)  # 矩阵都很小，两个线程也只快三成；别的程序占着核时，线程互相等，反而慢好几倍
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
     print(f"模型　2 层，d = {d}，8 个头，上下文 {context}；{experts} 个专家，每个中间 {hidden} 维，每个词元用 {top_k} 个；每个训练 {steps} 步")
     cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": d, "n_heads": 8, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
     cfg |= {"num_experts": experts, "num_experts_per_tok": top_k, "hidden_dim": hidden}
 
-    small, large = ("密集，计算量相同", "dense, same compute"), ("密集，参数量相同", "dense, same parameters")
-    plain, balanced = ("MoE，不加均衡损失", "MoE, no balance loss"), ("MoE，加均衡损失", "MoE, balance loss")
+    small, large, plain, balanced = "密集，计算量相同", "密集，参数量相同", "MoE，不加均衡损失", "MoE，加均衡损失"
     settings = {small: {"num_experts": 0, "hidden_dim": hidden * top_k}, large: {"num_experts": 0, "hidden_dim": hidden * experts}, plain: {}, balanced: {}}
     models, curves, loads = {}, {}, {}
     for name, change in settings.items():
         torch.manual_seed(args.seed)
         models[name] = GPTModel(cfg | change)
         if name in (plain, balanced):
-            curves[name], loads[name] = train_moe(models[name], train_ids, val_ids, context, steps, args.balance if name == balanced else 0.0, name[0])
+            curves[name], loads[name] = train_moe(models[name], train_ids, val_ids, context, steps, args.balance if name == balanced else 0.0, name)
         else:
-            curves[name] = train(models[name], train_ids, val_ids, context, steps, name[0])
+            curves[name] = train(models[name], train_ids, val_ids, context, steps, name)
     torch.manual_seed(args.seed + 1)
     other = train(GPTModel(cfg | settings[small]), train_ids, val_ids, context, steps, "换个种子")
     noise = seed_noise(curves[small], other)
@@ -526,8 +509,8 @@ def main():
             table[name].append(load)
             worst = f"{load.max():17.2f}{load.min():17.2f}"
         size = sum(p.nbytes for p in layer.parameters()) / 1024
-        print(f"{name[0].ljust(9, '　')}{count:9,}{active:12,}{size:10.0f} KB{table[name][2]:9.2f} ms{table[name][3]:10.3f}{worst}")
-    print(f"换个种子的「{small[0]}」，验证损失 {other[-1][1]:.3f}；训练后半程里两个种子最多差 {noise:.3f}")
+        print(f"{name.ljust(9, '　')}{count:9,}{active:12,}{size:10.0f} KB{table[name][2]:9.2f} ms{table[name][3]:10.3f}{worst}")
+    print(f"换个种子的「{small}」，验证损失 {other[-1][1]:.3f}；训练后半程里两个种子最多差 {noise:.3f}")
     print("最后一层各专家偏爱的字符（加均衡损失的那个模型）：")
     for expert, text in enumerate(favourites(models[balanced], train_ids[: 64 * 128].view(-1, context), chars), start=1):
         print(f"  专家 {expert}　{text}")
@@ -540,12 +523,12 @@ def main():
     print(f"图片已写到 {OUTPUTS / 'moe.png'}")
 
     print("\n所以（都是这一次量的）：")
-    print(f"  MoE 的参数是「{small[0]}」的 {table[plain][0] / table[small][0]:.1f} 倍，一个词元用到的是它的 {table[plain][1] / table[small][1]:.2f} 倍（多出来的是路由）。")
+    print(f"  MoE 的参数是「{small}」的 {table[plain][0] / table[small][0]:.1f} 倍，一个词元用到的是它的 {table[plain][1] / table[small][1]:.2f} 倍（多出来的是路由）。")
     print(f"  但一层前向的时间是它的 {table[plain][2] / table[small][2]:.1f} 倍：挑词元、算 {experts} 次小的、放回去，都要时间；参数量相同的密集网络是 {table[large][2] / table[small][2]:.1f} 倍。")
     for name in (large, plain, balanced):
         gap = table[name][3] - table[small][3]
         verdict = "没有超过" if abs(gap) <= noise else f"{'差' if gap > 0 else '好'}得超过了"
-        print(f"  {name[0]}：验证损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）。")
+        print(f"  {name}：验证损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）。")
     if table[balanced][3] - table[small][3] > noise:
         print(f"  MoE 没有占到便宜，多半因为每个专家平均只见到 {top_k / experts:.0%} 的词元，故事又短：参数多，要更多的数据才喂得饱。")
     before, after = table[plain][4], table[balanced][4]

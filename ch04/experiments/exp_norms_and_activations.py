@@ -22,8 +22,10 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -37,7 +39,6 @@ RECIPES = {
     "SwiGLU": {"norm": "LayerNorm", "place": "pre", "activation": "SwiGLU"},
 }
 BASE = "LayerNorm pre GELU"
-ENGLISH = {"不归一化": "no norm", "post（后置）": "post"}
 T, BATCH = 64, 16
 
 
@@ -182,7 +183,7 @@ def make_norm(cfg):
 
 # region 改写 ch04/main: FeedForward, TransformerBlock, GPTModel
 class FeedForward(nn.Module):
-    """前馈网络，激活函数可选。（原版详解见 ch04/main/gpt.py）"""
+    """前馈网络，激活函数可选。（原版详解见 ch04/main/example_03_feedforward.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -200,7 +201,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer 块，归一化的种类和位置可选。（原版详解见 ch04/main/gpt.py）"""
+    """Transformer 块，归一化的种类和位置可选。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -236,7 +237,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT，最后的归一化跟着配置走。（原版详解见 ch04/main/gpt.py）"""
+    """GPT，最后的归一化跟着配置走。（原版详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -307,7 +308,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -343,13 +345,7 @@ def draw(curves, noise, path):
         curves (dict[str, list[float]]): 名字 → 每 20 步的验证损失
         noise (float): 只换种子，损失最多差多少
         path (Path): 图片写到哪里
-
-    异常:
-        OSError: 写不了这个文件
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，练完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True, layout="constrained")
     groups = ([BASE, "RMSNorm", "post（后置）", "不归一化"], [BASE, "ReLU", "SwiGLU"])
     titles = ("归一化：种类和位置", "激活函数")
@@ -387,7 +383,7 @@ def main():
     if not 0 < args.lr < 1:
         parser.error(f"--lr 应在 0 到 1 之间，不能是 {args.lr}")
     try:
-        path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
+        path = args.text or find_data("the-verdict.txt", "story-en.txt")
         text = read_text(path)
         if len(text) < 40 * T:
             raise ValueError(f"{path} 只有 {len(text)} 个字符，至少要 {40 * T} 个，请换长一点的文本")
@@ -410,10 +406,7 @@ def main():
     noise = max(abs(a - b) for a, b in zip(again, curves[BASE]))  # 取相差最大的时候：两次碰巧停在一起，不等于没有误差
     print(f"{again[-1]:11.3f}{again[-1] - curves[BASE][-1]:+14.3f}{counts[BASE]:12,}{'':9}   第一行只换种子；一路上最多差 {noise:.3f}，当作误差")
     picture = OUTPUTS / "norms_and_activations.png"
-    try:
-        draw(curves, noise, picture)
-    except OSError as error:
-        parser.error(str(error))
+    draw(curves, noise, picture)
     print(f"图已写到 {picture}")
 
     gap = {name: each[-1] - curves[BASE][-1] for name, each in curves.items() if name != BASE}

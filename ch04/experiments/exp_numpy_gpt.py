@@ -9,8 +9,8 @@
         3. 把 gelu 里的 math.sqrt 换成 np.sqrt：NumPy 2 里它是 float64，会把后面的一切都悄悄变成 float64，慢很多。
 
 运行：
-    python ch04/experiments/exp_numpy_gpt.py                               # 没有权重就用随机数，形状是 124M 的
-    python ch04/experiments/exp_numpy_gpt.py --weights gpt2-124M.safetensors --prompt "Every effort moves you"
+    python ch04/experiments/exp_numpy_gpt.py                               # 权重是随机数，形状是 124M 的
+    python ch04/experiments/exp_numpy_gpt.py --weights setup/downloads/gpt2-124M.safetensors    # OpenAI 的，先运行 python setup/download.py gpt2-124M
     python ch04/experiments/exp_numpy_gpt.py --quick
     约 15 秒，2.0 GB（2 核 CPU）
 
@@ -264,7 +264,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -291,7 +292,7 @@ def numpy_part():
         dict: 后半场要用的：模型、编号、logits、用时
     """
     parser = argparse.ArgumentParser(description="实验　只用 NumPy 的 GPT-2")
-    parser.add_argument("--weights", type=Path, help="GPT-2 的权重，safetensors 文件（默认：找 gpt2-124M.safetensors，没有就用随机数）")
+    parser.add_argument("--weights", type=Path, help="GPT-2 的权重，safetensors 文件（默认：现造的随机数）")
     parser.add_argument("--prompt", default="Every effort moves you", help="提示词（默认：Every effort moves you）")
     parser.add_argument("--max-new-tokens", type=int, default=48, help="生成几个词元（默认：48）")
     parser.add_argument("--quick", action="store_true", help="用 4 层、d = 192 的小模型（权重随机）")
@@ -302,16 +303,13 @@ def numpy_part():
     ready = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            ids = tiktoken.get_encoding("gpt2").encode(args.prompt, allowed_special={"<|endoftext|>"})
+            tokenizer = tiktoken.get_encoding("gpt2")
+            ids = tokenizer.encode(args.prompt, allowed_special={"<|endoftext|>"})
             tokenizer_seconds = time.perf_counter() - ready
-            try:
-                path = args.weights or (None if args.quick else find_data("gpt2-124M.safetensors"))
-            except FileNotFoundError:
-                path = None
-            if path is None:
-                path = Path(folder) / "random.safetensors"
+            path = args.weights or Path(folder) / "random.safetensors"
+            if args.weights is None:
                 write_random_weights(path, *SIZES["mini" if args.quick else "124M"])
-            print(f"权重　{path.name}（{'现造的随机数，说的是胡话' if path.parent == Path(folder) else path}），{path.stat().st_size / 2**20:.0f} MB" if path.is_file() else f"权重　{path}")
+            print(f"权重　{args.weights or '现造的随机数，说的是胡话'}")
             begin = time.perf_counter()
             weights = open_safetensors(path)
             d, layers = check_weights(weights)
@@ -323,11 +321,11 @@ def numpy_part():
         except (ValueError, OSError) as error:
             parser.error(str(error))
         # Windows 不许删除还映射着的文件；别的系统随时可删，映射仍然有效。
-        weights = {name: np.array(array) for name, array in weights.items()} if os.name == "nt" and path.parent == Path(folder) else weights
+        weights = {name: np.array(array) for name, array in weights.items()} if os.name == "nt" and args.weights is None else weights
     stages = {"导入": ready - START, "分词器": tokenizer_seconds, "打开文件": opened - begin, "第一个词元": seconds[0]}
     print(f"打开文件 {stages['打开文件'] * 1000:.0f} 毫秒，第一个词元 {seconds[0] * 1000:.0f} 毫秒（提示词 {len(ids)} 个）；从脚本第一行算起共 {sum(stages.values()):.2f} 秒")
     print(f"之后每秒 {1 / np.median(seconds[1:]):.1f} 个词元")
-    print(f"文本　{tiktoken.get_encoding("gpt2").decode(ids + new)!r}")
+    print(f"文本　{tokenizer.decode(ids + new)!r}")
     return {"weights": weights, "d": d, "layers": layers, "ids": ids, "new": new, "logits": logits, "stages": stages, "torch": "torch" in sys.modules}
 
 
@@ -546,12 +544,11 @@ def draw(paths, speeds, path):
         speeds (dict): 谁做矩阵乘法 → 词元/秒
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # 放在文件开头，就会算进"到第一个词元"的时间
     import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    english = {"导入": "import", "分词器": "tokenizer", "打开文件": "open file", "第一个词元": "first token", "建模型、装权重": "build + load"}
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), width_ratios=[3, 2], layout="constrained")
-    colors = {name: color for name, color in zip(english, ["tab:gray", "tab:olive", "tab:cyan", "tab:blue", "tab:orange"])}
+    colors = {"导入": "tab:gray", "分词器": "tab:olive", "打开文件": "tab:cyan", "第一个词元": "tab:blue", "建模型、装权重": "tab:orange"}
     for row, stages in enumerate(paths.values()):
         begin = 0
         for name, seconds in stages.items():
@@ -563,7 +560,7 @@ def draw(paths, speeds, path):
     left.invert_yaxis()
     used = dict.fromkeys(name for stages in paths.values() for name in stages)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colors[name]) for name in used]
-    figure.legend(handles, [name for name in used], loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(handles, list(used), loc="outside lower center", ncols=5, fontsize=8)
     left.set_title("到第一个词元，几秒", fontsize=10)
     bars = right.bar(list(speeds), list(speeds.values()), color=["tab:blue", "tab:orange"], width=0.6)
     right.bar_label(bars, fmt="%.1f")

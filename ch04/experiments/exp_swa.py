@@ -23,8 +23,10 @@ import os
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -240,7 +242,7 @@ class FeedForward(nn.Module):
 
 # region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
-    """Transformer 块，注意力可以有窗口。（原版详解见 ch04/main/gpt.py）"""
+    """Transformer 块，注意力可以有窗口。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -271,7 +273,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT，几层有窗口，几层全看，可以带缓存。（原版详解见 ch04/main/gpt.py）"""
+    """GPT，几层有窗口，几层全看，可以带缓存。（原版详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -323,8 +325,6 @@ def cache_error(model, ids):
 
 def encode_characters(text):
     """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_gqa.py）"""
-    if len(text) < 5000:
-        raise ValueError(f"文本只有 {len(text)} 个字符，至少要 5000 个才能训练和验证")
     chars = sorted(set(text))
     number = {char: i for i, char in enumerate(chars)}
     ids = torch.tensor([number[char] for char in text])
@@ -444,22 +444,17 @@ def draw(growth, influences, curves, recall, path):
         recall (dict): 名字 → recall_accuracy 的结果
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，算完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, ((cache, reach), (story, memory)) = plt.subplots(2, 2, figsize=(10.4, 8), layout="constrained")
     for number, name in enumerate(curves):
-        style = {"label": name[0], "color": f"C{number}"}
+        style = {"label": name, "color": f"C{number}"}
         cache.plot(range(1, len(growth[name]) + 1), [size / 1024 for size in growth[name]], **style)
         reach.plot([each or float("nan") for each in influences[name]], marker=".", markersize=4, **style)  # 0 画不上对数刻度，断开
         story.plot(*zip(*curves[name]), **style)
-        memory.bar_label(memory.bar(name[0].replace("，", "\n"), recall[name], color=f"C{number}"), fmt="{:.0%}", padding=6)
+        memory.bar_label(memory.bar(name.replace("，", "\n"), recall[name], color=f"C{number}"), fmt="{:.0%}", padding=6)
     reach.set_yscale("log")
     memory.axhline(1 / 16, color="gray", linestyle=":")
     memory.set_ylim(0, 1.1)
     labels = [("已经有几个词元", "实测的 KV 缓存（KB）"), ("离最后一个词元多远（断在哪里，就看到哪里）", "影响力（梯度的长度，对数刻度）"), ("训练步数", "写故事：验证损失"), ("虚线：纯猜", "回忆 23 个词元以前：准确率")]
-    if not chinese:
-        labels = [("tokens so far", "measured KV cache (KB)"), ("distance to the last token", "influence (gradient norm, log)"), ("step", "story: validation loss"), ("dotted: chance", "recall over 23 tokens: accuracy")]
     for axis, (x, y) in zip((cache, reach, story, memory), labels):
         axis.set_xlabel(x)
         axis.set_ylabel(y)
@@ -470,7 +465,7 @@ def draw(growth, influences, curves, recall, path):
     plt.close(figure)
 
 
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -479,20 +474,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -523,23 +508,20 @@ def main():
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
     steps, window = min(args.steps, 10) if args.quick else args.steps, args.window
-    try:
-        path = find_data("the-verdict.txt", "story-en.txt")
-        train_ids, val_ids, chars = encode_characters(read_text(path))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    path = find_data("the-verdict.txt", "story-en.txt")
+    train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
     print(f"模型　{args.layers} 层，d = 64，8 个头，上下文 {context}；每个训练 {steps} 步，窗口 {window}")
     cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": 64, "n_heads": 8, "n_layers": args.layers, "drop_rate": 0.0, "qkv_bias": False}
 
-    full, mixed, local = ("全看", "full"), (f"{args.stride} 层窗口，1 层全看", f"{args.stride}:1 mix"), (f"每层窗口 {window}", f"window {window}")
+    full, mixed, local = "全看", f"{args.stride} 层窗口，1 层全看", f"每层窗口 {window}"
     growth, influences, curves, recall, chunked, cached, reach = {}, {}, {}, {}, {}, {}, {}
     ids = val_ids[None, :context]  # (1, t)
     for name, stride in [(full, 0), (mixed, args.stride), (local, -1)]:
         torch.manual_seed(args.seed)
         model = GPTModel(cfg | {"sliding_window_size": window, "sliding_window_stride": stride})
         reach[name] = sum(each > 0 for each in influence(model, ids))  # 训练之前就数：练久了，注意力权重可能小到变成 0
-        curves[name] = train(model, train_ids, val_ids, context, steps, name[0])
+        curves[name] = train(model, train_ids, val_ids, context, steps, name)
         growth[name], influences[name] = cache_growth(model, ids), influence(model, ids)
         model.reset_kv_cache()
         with torch.no_grad():
@@ -547,7 +529,7 @@ def main():
             chunked[name] = (pieces - model(ids)).abs().max().item()
         cached[name] = cache_error(model, ids)
         torch.manual_seed(args.seed)
-        recall[name] = recall_accuracy(GPTModel(cfg | {"sliding_window_size": window, "sliding_window_stride": stride}), -(-steps // 2), f"{name[0]}，回忆")
+        recall[name] = recall_accuracy(GPTModel(cfg | {"sliding_window_size": window, "sliding_window_stride": stride}), -(-steps // 2), f"{name}，回忆")
     torch.manual_seed(args.seed + 1)
     other = train(GPTModel(cfg | {"sliding_window_size": window, "sliding_window_stride": 0}), train_ids, val_ids, context, steps, "换个种子")
     noise = seed_noise(curves[full], other)
@@ -556,7 +538,7 @@ def main():
     for name, stride in [(full, 0), (mixed, args.stride), (local, -1)]:
         formula = estimate_totals(context, window, stride, 64, 8, 8, args.layers, bytes_per_elem=4)
         loss = curves[name][-1][1]
-        print(f"{name[0].ljust(10, '　')}{reach[name]:6}{growth[name][-1]:13,} B{formula:9,} B{loss:13.3f}{loss - curves[full][-1][1]:+10.3f}{recall[name]:12.0%}")
+        print(f"{name.ljust(10, '　')}{reach[name]:6}{growth[name][-1]:13,} B{formula:9,} B{loss:13.3f}{loss - curves[full][-1][1]:+10.3f}{recall[name]:12.0%}")
     print(f"{'换个种子的全看'.ljust(10, '　')}{other[-1][1]:43.3f}{other[-1][1] - curves[full][-1][1]:+10.3f}")
 
     book = (32768, 1024, 5, 4096, 32)
@@ -573,7 +555,7 @@ def main():
     for name in (mixed, local):
         gap = curves[name][-1][1] - curves[full][-1][1]
         verdict = "没有超过" if abs(gap) <= noise else f"{'差' if gap > 0 else '好'}得超过了"
-        print(f"  {name[0]}：缓存是全看的 {growth[name][-1] / growth[full][-1]:.2f} 倍；写故事的损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）；回忆的准确率 {recall[name]:.0%}，全看是 {recall[full]:.0%}。")
+        print(f"  {name}：缓存是全看的 {growth[name][-1] / growth[full][-1]:.2f} 倍；写故事的损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）；回忆的准确率 {recall[name]:.0%}，全看是 {recall[full]:.0%}。")
 
     print("\n这个数字对吗？")
     confirm(f"每层都有窗口时，正好看见 层数 × (W - 1) + 1 = {far} 个（上下文放得下的话）", reach[local] == far, "左下角的掩码差了一格")

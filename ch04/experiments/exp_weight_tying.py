@@ -24,9 +24,11 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import tiktoken
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -269,10 +271,6 @@ def draw(curves, path):
         curves (dict): 名字 → 每次验证一项（步数，损失）
         path (Path): 图片写到哪里
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，训练完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
-    english = {"分开": "separate", "共用": "tied", "共用＋小初始化": "tied, std 0.02"}
     figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for name, curve in curves.items():
         axis.plot(*zip(*curve), marker=".", label=name)
@@ -299,7 +297,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -345,7 +344,7 @@ def main():
     steps, length, batch_size = (min(args.steps, 12), 32, 2) if args.quick else (args.steps, 64, 4)
     try:
         path = args.text or find_data("the-verdict.txt", "story-en.txt")
-        ids = torch.tensor(tiktoken.get_encoding("gpt2").encode(read_text(path)))
+        ids = torch.tensor(tiktoken.get_encoding("gpt2").encode(read_text(path), disallowed_special=()))
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if len(ids) < 20 * length:
@@ -375,7 +374,7 @@ def main():
     order = sorted(table, key=lambda kind: table[kind][4])
     print(f"  {steps} 步之内，验证损失最低的依次是：" + "、".join(f"{kind} {table[kind][4]:.3f}" for kind in order) + "。")
     lead = table[order[1]][4] - table[order[0]][4]
-    print(f"  这一次{order[0]}领先 {lead:.3f}，可这只是一段短文、一个小模型、一个种子，不足以下结论：GPT-2 选了共用，为的是省；原书作者的经验是分开更好。")
+    print(f"  这一次{order[0]}领先 {lead:.3f}，可这只是一段短文、一个小模型、一个种子，不足以下结论。原书作者的经验是分开更好；GPT-2 选的是共用。")
 
     print("\n这个数字对吗？")
     confirm(f"共用省下的正好是 V × d = 50257 × {args.emb_dim} = {50257 * args.emb_dim:,}", saved == 50257 * args.emb_dim, "复制了一份，而不是共用")

@@ -3,14 +3,14 @@
 读完你应该能回答：
     1. GPT_CONFIG_124M 的 7 个超参数各管什么？哪几个决定参数量？
     2. 从词元编号到 logits 要经过哪几站，每一站的形状是什么？
-    3. 同一个种子，为什么别人的电脑可能打印出不同的数字？
+    3. 同一个词元、同一个位置，为什么两次的分数不同？model.eval() 改了什么？
 
 运行：
     python ch04/main/example_01_dummy_gpt.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
     约 3 秒，0.6 GB（2 核 CPU）
 
-形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　V 词表大小
+形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　V 词表大小
 """
 
 import os
@@ -22,18 +22,6 @@ import torch
 import torch.nn as nn
 
 
-# GPT-2 small 的全部超参数。改其中一个再运行，看看参数量和输出怎样变，是理解它们最快的办法。
-GPT_CONFIG_124M = {
-    "vocab_size": 50257,  # 词表大小 V：GPT-2 的 BPE 分词器有这么多词元
-    "context_length": 1024,  # 一次最多看多少个词元；位置嵌入只有这么多行，再长就没有位置可用
-    "emb_dim": 768,  # 嵌入维度 d：每个词元用几个数表示。翻倍，每个块的参数变 4 倍，总数约 3 倍
-    "n_heads": 12,  # 注意力头数 h，必须能整除 d
-    "n_layers": 12,  # 叠几个 Transformer 块。翻倍，块里的参数量也翻倍
-    "drop_rate": 0.1,  # 训练时随机丢弃的比例，防止过拟合；评估和生成时自动关闭
-    "qkv_bias": False,  # Q、K、V 的投影带不带偏置；加载 OpenAI 的权重时要改成 True
-}
-
-
 # region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
@@ -43,7 +31,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -64,81 +53,51 @@ def confirm(claim, ok, hint):
 
 # %% 4.1　配置：7 个数，就是一个 GPT-2 small 的全部图纸
 # 写成字典而不是一个个参数，是因为后面每个类都要用到其中几个，传一个 cfg 就够了；
-# 换成 medium、large、xl 也只是换一份字典，代码一行不改。
-MEANINGS = {
-    "vocab_size": "词表大小 V：分词器有多少个词元",
-    "context_length": "上下文长度：一次最多看多少个词元",
-    "emb_dim": "嵌入维度 d：每个词元用多少个数表示",
-    "n_heads": "注意力头数 h",
-    "n_layers": "叠几个 Transformer 块",
-    "drop_rate": "训练时随机丢弃（dropout）的比例",
-    "qkv_bias": "Q、K、V 三个投影带不带偏置",
+# 换成 medium、large、XL 也只是换一份字典，代码一行不改。
+
+# GPT-2 small 的全部超参数。改其中一个再运行，看看参数量和输出怎样变，是理解它们最快的办法。
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,  # 词表大小 V：GPT-2 的 BPE 分词器有这么多词元
+    "context_length": 1024,  # 一次最多看多少个词元；位置嵌入只有这么多行，再长就没有位置可用
+    "emb_dim": 768,  # 嵌入维度 d：每个词元用几个数表示。翻倍，每个块的参数变 4 倍，总数约 3 倍
+    "n_heads": 12,  # 注意力头数 h，必须能整除 d
+    "n_layers": 12,  # 叠几个 Transformer 块。翻倍，块里的参数量也翻倍
+    "drop_rate": 0.1,  # 训练时随机丢弃的比例，防止过拟合；评估和生成时自动关闭
+    "qkv_bias": False,  # Q、K、V 的投影带不带偏置；加载 OpenAI 的权重时要改成 True
 }
 print("【4.1】GPT_CONFIG_124M")
 for key, value in GPT_CONFIG_124M.items():
-    print(f"  {key:<15}{value!s:>6}　{MEANINGS[key]}")
+    print(f"  {key:<15}{value!s:>6}")
 
 
-# %% 骨架：两头是真的，中间两个零件先用"原样放行"的假货占位
-# 先让整条线跑通、每一站的形状都对，再一节一节换成真零件（4.2 归一化、4.3 前馈、4.5 块）。
+# %% 两个占位的零件：什么也不做，只把形状留对
+# 先让整条线跑通、每一站的形状都对，再一节一节换成真的（4.2 归一化、4.5 块）。
 # 这是写大程序的好习惯：出了错，一定在刚换上去的那个零件里。
 class DummyTransformerBlock(nn.Module):
-    """假的 Transformer 块：什么也不做。
-
-    参数:
-        cfg (dict): 模型配置；假块用不到，但真块要用，先把位置留好
-
-    形状:
-        输入 (b, t, d) → 输出 (b, t, d)
-
-    出处: 原书 4.1 节
-    """
+    """占位的 Transformer 块：原样放行，4.5 节换成真的。"""
 
     def __init__(self, cfg):
-        super().__init__()
+        super().__init__()  # 真块要用到 cfg，先把位置留好
 
     def forward(self, x):
-        """原样放行。
-
-        参数:
-            x (Tensor): (b, t, d)
-
-        返回:
-            Tensor: 就是 x
-        """
+        """(b, t, d) → (b, t, d)，什么也不做。"""
         return x
 
 
 class DummyLayerNorm(nn.Module):
-    """假的层归一化：什么也不做。
-
-    参数:
-        normalized_shape (int): 嵌入维度 d；假的用不到
-        eps (float): 防止除以 0 的小数；假的用不到
-
-    形状:
-        输入 (b, t, d) → 输出 (b, t, d)
-
-    出处: 原书 4.1 节
-    """
+    """占位的层归一化：原样放行，4.2 节换成真的；参数与 nn.LayerNorm 一样，但用不到。"""
 
     def __init__(self, normalized_shape, eps=1e-5):
         super().__init__()
 
     def forward(self, x):
-        """原样放行。
-
-        参数:
-            x (Tensor): (b, t, d)
-
-        返回:
-            Tensor: 就是 x
-        """
+        """(b, t, d) → (b, t, d)，什么也不做。"""
         return x
 
 
+# %% 骨架：两头是真的，中间用占位的零件
 class DummyGPTModel(nn.Module):
-    """GPT 的骨架：词嵌入 + 位置嵌入 → 一摞假块 → 假归一化 → 输出层。
+    """GPT 的骨架：词嵌入 + 位置嵌入 → n 个占位的块 → 占位的归一化 → 输出层。
 
     参数:
         cfg (dict): 模型配置，见 GPT_CONFIG_124M
@@ -171,7 +130,7 @@ class DummyGPTModel(nn.Module):
         tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
         pos_embeds = self.pos_emb(torch.arange(in_idx.shape[1], device=in_idx.device))  # (t, d)
         x = self.drop_emb(tok_embeds + pos_embeds)  # (b, t, d)
-        # ② 一摞块。形状不变，所以叠几个都行。
+        # ② n 个块，再归一化。形状不变，所以叠几个都行。
         x = self.trf_blocks(x)  # (b, t, d)
         x = self.final_norm(x)  # (b, t, d)
         # ③ 向量 → 给词表里的每个词元打一个分。
@@ -182,38 +141,42 @@ class DummyGPTModel(nn.Module):
 tokenizer = tiktoken.get_encoding("gpt2")
 texts = ["Every effort moves you", "Every day holds a"]
 batch = torch.stack([torch.tensor(tokenizer.encode(text)) for text in texts])  # (b, t)　长度不同是叠不起来的
-print(f"\n【4.1】两句话的词元编号　{tuple(batch.shape)}　(b, t)")
+print(f"\n两句话的词元编号　{tuple(batch.shape)}　(b, t)")
 print(batch)
 
 # %% 跑一遍：(b, t) 个编号进去，(b, t, V) 个分数出来
 torch.manual_seed(123)
 model = DummyGPTModel(GPT_CONFIG_124M)
 logits = model(batch)  # (b, t, V)
-print(f"\n【4.1】logits　{tuple(logits.shape)}　(b, t, V)：每个位置都给 50257 个词元各打一分")
+print(f"\nlogits　{tuple(logits.shape)}　(b, t, V)：每个位置都给词表里的每个词元各打一分")
 print(logits)
 
-# %% 同一个种子，数字为什么可能与书上不同？
-# 刚建好的模型处在训练模式（model.training 为 True），dropout 开着：随机挑 10% 的数变成 0，其余除以 0.9 补回来。
-# 参数的随机初值各系统一致，丢弃的位置却因操作系统而异，所以书上这一处的数字只供参考。
-# 下面两行都是 "Every"，又都在第 1 个位置，假块也不看别的词元，按理应该完全一样：差别全是 dropout 造成的。
-print(f"\n现在是训练模式吗？{model.training}")
-print("训练模式，两句开头的 Every：", logits[0, 0, :3].tolist(), logits[1, 0, :3].tolist())
+# %% 两句话都以 Every 开头，分数却不一样：dropout 开着
+# 同一个词元，又都在第 1 个位置，占位的块也不看别的词元，按理应该完全一样。
+# 但刚建好的模型处在训练模式（model.training 为 True），dropout 开着：随机挑一成的数变成 0，其余除以 0.9 补回来。
+print(f"\n训练模式（model.training = {model.training}）　两句开头的 Every，各取前 3 个分数")
+print(logits[:, 0, :3].detach())
+
 model.eval()  # 评估模式：dropout 不再起作用。它只改一个开关，参数一个也不动
 logits_eval = model(batch)  # (b, t, V)
-print("评估模式，两句开头的 Every：", logits_eval[0, 0, :3].tolist(), logits_eval[1, 0, :3].tolist())
+print(f"评估模式（model.training = {model.training}）")
+print(logits_eval[:, 0, :3].detach())
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
-confirm("编号与原书一致", batch.tolist() == [[6109, 3626, 6100, 345], [6109, 1110, 6622, 257]], "词表不是 GPT-2 的")
+same = batch.tolist() == [[6109, 3626, 6100, 345], [6109, 1110, 6622, 257]]
+confirm("编号与原书一致", same, "词表不是 GPT-2 的")
 confirm("logits 的形状是 (2, 4, 50257)", logits.shape == (2, 4, 50257), "输出层的方向反了，应该是 d → V")
-confirm("评估模式下，同一个词元在同一个位置，分数相同", torch.allclose(logits_eval[0, 0], logits_eval[1, 0], atol=1e-5), "忘了 model.eval()")
-fixed = torch.tensor([-1.1947, 0.1392, -0.8616])
-confirm("评估模式的第一行以 -1.1947, 0.1392, -0.8616 开头", torch.allclose(logits_eval[0, 0, :3], fixed, atol=1e-3), "创建各层的次序变了")
-book = torch.tensor([-1.2034, 0.3201, -0.7130])  # 原书打印的第一行，训练模式
-same = torch.allclose(logits[0, 0, :3], book, atol=1e-3)
-print(f"  · 训练模式的第一行与原书的 -1.2034, 0.3201, -0.7130 {'相同' if same else '不同：正常，这台机器丢弃的位置与作者的不一样（或你改了 drop_rate）'}")
+same = torch.allclose(logits_eval[0, 0], logits_eval[1, 0], atol=1e-5)
+confirm("评估模式下，同一个词元在同一个位置，分数相同", same, "忘了 model.eval()")
+same = torch.allclose(logits_eval[0, 0, :3], torch.tensor([-1.1947, 0.1392, -0.8616]), atol=1e-3)
+confirm("评估模式的第一行以 -1.1947, 0.1392, -0.8616 开头", same, "创建各层的次序变了")
+# 书上打印的是训练模式的。dropout 丢掉哪些位置，可能随操作系统和 PyTorch 版本而变，所以只报告，不打 ✗。
+same = torch.allclose(logits[0, 0, :3], torch.tensor([-1.2034, 0.3201, -0.7130]), atol=1e-3)
+report = "相同" if same else "不同：drop_rate 改过，或这台机器的 dropout 丢了别的位置"
+print(f"  · 训练模式的第一行与原书的 -1.2034, 0.3201, -0.7130 {report}")
 
 # %% 动手改
 # 1. 把配置里的 drop_rate 改成 0.0：先猜训练模式与评估模式的 logits 还会不会不同，再运行。
-# 2. 把 n_layers 改成 48：参数量和 logits 变了吗？为什么？（提示：假块里有什么？）
+# 2. 把 n_layers 改成 48：logits 变了吗？为什么？（提示：占位的块里有什么？）
 # 3. 把第二句改成 "Every day"：torch.stack 会报什么错？第 6 章用填充（padding）解决它。

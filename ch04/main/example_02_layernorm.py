@@ -3,7 +3,7 @@
 读完你应该能回答：
     1. 归一化沿着哪一维？为什么与批里的其他样本无关？
     2. keepdim=True 忘了写会怎样？
-    3. 方差除以 d 还是 d - 1？eps 什么时候看得出来？
+    3. 方差除以 d 还是 d − 1？eps 什么时候看得出来？
 
 运行：
     python ch04/main/example_02_layernorm.py
@@ -13,11 +13,69 @@
 形状记号（全书统一）：b 批大小　d 嵌入维度（这里 b = 2，d = 6；层的输入是 5 个数）
 """
 
-
 import torch
 import torch.nn as nn
 
+SCALE = 1.0  # 改这里：最后几格先把 out 放大多少倍，再归一化
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+# %% 4.2　准备一层的输出：2 个样本，每个 5 个数，经过 Linear + ReLU 变成 6 个数
+torch.manual_seed(123)
+batch_example = torch.randn(2, 5)  # (b, 5)
+layer = nn.Sequential(nn.Linear(5, 6), nn.ReLU())
+out = layer(batch_example)  # (b, d)
+print("【4.2】Linear + ReLU 的输出 (b, d)")
+print(out)  # 没有负数：ReLU 把它们都变成了 0。所以均值不可能是 0
+
+# %% 归一化之前：每行的均值和方差都不一样
+# dim=-1 是沿着最后一维（特征）算：每个样本用自己的 6 个数，样本之间互不相干。
+# keepdim=True 把算掉的那一维留成 1：(2, 1) 减到 (2, 6) 上时，才会每行减自己的均值（广播）。
+mean = out.mean(dim=-1, keepdim=True)  # (b, 1)
+var = out.var(dim=-1, keepdim=True)  # (b, 1)
+print("\n均值 (b, 1)")
+print(mean)
+print("方差 (b, 1)")
+print(var)
+
+# %% 忘了 keepdim 会怎样？
+# 这里运气好，(2, 6) 减 (2,) 对不上，当场报错。行数恰好等于列数时就惨了：
+# 不报错，却变成"第 j 列减第 j 行的均值"，模型照常训练，只是怎么也学不好。
+print(f"\n不写 keepdim，均值的形状是 {tuple(out.mean(dim=-1).shape)}")
+try:
+    out - out.mean(dim=-1)
+except RuntimeError as error:
+    print(f"  out - 均值：RuntimeError: {error}")
+square = torch.arange(9.0).view(3, 3)  # (3, 3)
+wrong = square - square.mean(dim=-1)
+print("  3 × 3 时不报错，但减完之后每行的均值是", wrong.mean(dim=-1).tolist())
+
+# %% 归一化：减均值，除以标准差
+out_norm = (out - mean) / torch.sqrt(var)  # (b, d)
+mean = out_norm.mean(dim=-1, keepdim=True)  # (b, 1)
+var = out_norm.var(dim=-1, keepdim=True)  # (b, 1)
+print("\n归一化之后 (b, d)")
+print(out_norm)
+print("归一化之后的均值 (b, 1)")
+print(mean)  # 像 1.9868e-08 这样的数就是 0：float32 只有约 7 位有效数字，加减之后剩一点零头
+print("归一化之后的方差 (b, 1)")
+print(var)
+
+# %% 关掉科学记数法，零头就印成 0 了（有时是 -0.0000，那是个极小的负数）
+torch.set_printoptions(sci_mode=False)
+print("\n同样的均值，sci_mode=False")
+print(mean)
+
+
+# %% 写成类：比上面多三样，eps、可训练的 scale 和 shift、方差除以 d
 class LayerNorm(nn.Module):
     """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。
 
@@ -41,7 +99,7 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        """前向传播：y = scale · (x − 均值) / √(方差 + eps) + shift。
+        """y = scale · (x − 均值) / √(方差 + eps) + shift。
 
         参数:
             x (Tensor): (…, d)
@@ -50,120 +108,62 @@ class LayerNorm(nn.Module):
             Tensor: (…, d)
         """
         mean = x.mean(dim=-1, keepdim=True)  # (…, 1)　keepdim 留住最后一维，下面才能广播着减
-        # unbiased=False：除以 d 而不是 d − 1。统计学上是"有偏"的，但 GPT-2 就是这样算的，要用它的权重就得一致。
+        # unbiased=False：除以 d 而不是 d − 1。统计学上是"有偏"的，但 GPT-2 就是这样算的，要用它的权重就得一致；
+        # d = 768 时两者只差千分之一。
         var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
         norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
 
 
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
-# %% 4.2　准备一层输出：2 个样本，每个 5 个数，经过 Linear + ReLU 变成 6 个数
-torch.manual_seed(123)
-batch_example = torch.randn(2, 5)  # (b, 5)
-layer = nn.Sequential(nn.Linear(5, 6), nn.ReLU())
-out = layer(batch_example)  # (b, d)
-print("【4.2】Linear + ReLU 的输出 (b, d)")
-print(out)  # 没有负数：ReLU 把它们都变成了 0。所以均值不可能是 0
-
-# %% 归一化之前：每行的均值和方差都不一样
-# dim=-1 是沿着最后一维（特征）算：每个样本用自己的 6 个数，样本之间互不相干。
-# keepdim=True 把算掉的那一维留成 1：(2, 1) 减到 (2, 6) 上时，才会每行减自己的均值（广播）。
-mean = out.mean(dim=-1, keepdim=True)  # (b, 1)
-var = out.var(dim=-1, keepdim=True)  # (b, 1)
-print("\n【4.2】均值 (b, 1)")
-print(mean)
-print("方差 (b, 1)")
-print(var)
-
-# %% 忘了 keepdim 会怎样？
-# 这里运气好，(2, 6) 减 (2,) 对不上，当场报错。行数恰好等于列数时就惨了：
-# 不报错，却变成"第 j 列减第 j 行的均值"，模型照常训练，只是怎么也学不好。
-print(f"\n不写 keepdim，均值的形状是 {tuple(out.mean(dim=-1).shape)}")
-try:
-    out - out.mean(dim=-1)
-except RuntimeError as error:
-    print(f"  out - 均值：RuntimeError: {error}")
-square = torch.arange(9.0).view(3, 3)  # (3, 3)
-print("  3 × 3 时不报错，但每行的均值不是 0：", (square - square.mean(dim=-1)).mean(dim=-1).tolist())
-
-# %% 归一化：减均值，除以标准差
-out_norm = (out - mean) / torch.sqrt(var)  # (b, d)
-mean = out_norm.mean(dim=-1, keepdim=True)  # (b, 1)
-var = out_norm.var(dim=-1, keepdim=True)  # (b, 1)
-print("\n【4.2】归一化之后 (b, d)")
-print(out_norm)
-print("均值 (b, 1)")
-print(mean)  # 像 1.9868e-08 这样的数就是 0：float32 只有约 7 位有效数字，加减之后剩一点零头
-print("方差 (b, 1)")
-print(var)
-
-# %% 关掉科学记数法，看着就是 0 了（有时是 -0.0000，那是个极小的负数）
-torch.set_printoptions(sci_mode=False)
-print("\n【4.2】同样的均值和方差，sci_mode=False")
-print(mean)
-print(var)
-
-# %% 写成类：LayerNorm（代码见文件开头的沿用区，讲解见 ch04/main/gpt.py）
-# 比上面多三样：eps 防止除以 0；scale 和 shift 两组可训练的参数；方差除以 d（unbiased=False）。
-# 印刷版的书把它用在 5 个数的 batch_example 上，方差正好打印成 1.0000。
+# 印刷版的书把它用在 5 个数的 batch_example 上。检查方差时也要写 unbiased=False，与类里一致。
 ln = LayerNorm(emb_dim=5)
 out_ln = ln(batch_example)  # (b, 5)
-print("\n【4.2】LayerNorm(batch_example)：印刷版的写法")
-print("均值", out_ln.mean(dim=-1, keepdim=True).tolist())
-print("方差")
+print("\nLayerNorm(batch_example) 的均值和方差")
+print(out_ln.mean(dim=-1, keepdim=True))
 print(out_ln.var(dim=-1, keepdim=True, unbiased=False))
 
-# 2026 年起，作者的仓库改为用在 out 上（与前面的手算对照着看），方差是 0.9995 和 0.9997，不是 1。两种都没错。
-ln_6 = LayerNorm(emb_dim=6)
-out_ln_6 = ln_6(out)  # (b, d)
-var_ln_6 = out_ln_6.var(dim=-1, keepdim=True, unbiased=False)  # (b, 1)
-print("\n【4.2】LayerNorm(out)：作者仓库现在的写法")
-print("均值", out_ln_6.mean(dim=-1, keepdim=True).tolist())
-print("方差")
-print(var_ln_6)
-
-# %% 为什么不是 1？因为 eps
-# 除以的是 √(方差 + eps)，所以结果的方差 = 方差 / (方差 + eps)，比 1 小一点。
-# 原来的方差越小，eps 越显眼：out 的方差只有 0.02 左右，batch_example 的是 0.2 左右，差 10 倍。
-print("\n原来的方差（除以 d）→ 预计归一化之后的方差")
-for name, data in [("batch_example", batch_example), ("out", out)]:
-    biased = data.var(dim=-1, unbiased=False)  # (b,)
-    print(f"  {name:<13}　{[round(v, 4) for v in biased.tolist()]} → {[round(v, 6) for v in (biased / (biased + ln.eps)).tolist()]}")
-predicted = out.var(dim=-1, keepdim=True, unbiased=False)  # (b, 1)
-predicted = predicted / (predicted + ln.eps)  # (b, 1)
-
-# %% 除以 d 还是 d - 1？
-# 前面的手算用了 var() 的默认值（除以 d - 1 = 5），类里除以 d = 6，差 6/5 = 1.2 倍；d = 768 时只差千分之一。
-# 选 d 不是因为更准，而是 GPT-2 当年用的 TensorFlow 是这样算的：要加载它的权重，就得和它一致。
-ratio = (out.var(dim=-1) / out.var(dim=-1, unbiased=False)).tolist()
-print(f"\n除以 d - 1 的方差 ÷ 除以 d 的方差 = {ratio}；d = 768 时是 {768 / 767:.5f}")
+# %% 方差为什么可能不到 1？因为 eps
+# 作者的仓库后来改为用在 out 上，方差印出来是 0.9995 和 0.9997。两种都没错：除以的是 √(方差 + eps)，
+# 所以归一化之后的方差是 方差 / (方差 + eps)。原来的方差越小，eps 越显眼。
+features = out * SCALE  # (b, d)
+ln_out = LayerNorm(emb_dim=6)
+out_ln_2 = ln_out(features)  # (b, d)
+var_ln_2 = out_ln_2.var(dim=-1, keepdim=True, unbiased=False)  # (b, 1)
+print("\nLayerNorm(out) 的均值和方差")
+print(out_ln_2.mean(dim=-1, keepdim=True))
+print(var_ln_2)
+biased = features.var(dim=-1, keepdim=True, unbiased=False)  # (b, 1)
+predicted = biased / (biased + ln_out.eps)  # (b, 1)
+for row, (before, after) in enumerate(zip(biased[:, 0].tolist(), predicted[:, 0].tolist()), start=1):
+    print(f"  第 {row} 行原来的方差 {before:.3g}，按公式应当变成 {after:.4f}")
 
 # %% 与批归一化（batch normalization）的差别：单独算一个样本，结果不变
 # 批归一化沿着批的方向（dim=0）算，批里换一个样本，别人的结果也跟着变；批大小为 1 时根本没法算。
 # 大模型常常因为内存不够只能用很小的批，生成时更是一次一个样本，所以用层归一化。
-alone = ln_6(out[:1])  # (1, d)
-print("\n第 1 个样本单独归一化，与在批里归一化，最大相差", (alone - out_ln_6[:1]).abs().max().item())
-print("可训练的参数：", {name: tuple(p.shape) for name, p in ln_6.named_parameters()})
+alone = ln_out(features[:1])  # (1, d)
+difference = (alone - out_ln_2[:1]).abs().max().item()
+print(f"\n第 1 个样本单独归一化，与在批里归一化，最多相差 {difference:.1e}")
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
-book = torch.tensor([[0.6159, 1.4126, -0.8719, 0.5872, -0.8719, -0.8719], [-0.0189, 0.1121, -1.0876, 1.5173, 0.5647, -1.0876]])
-confirm("手算的归一化结果与原书一致", torch.allclose(out_norm, book, atol=1e-4), "种子之后多取了随机数，或方差用了 unbiased=False")
-confirm("归一化后均值为 0（误差 < 1e-6）", out_ln_6.mean(dim=-1).abs().max().item() < 1e-6, "均值沿着 dim=0 算了")
-shown = [f"{v:.4f}" for v in [*out_ln.var(dim=-1, unbiased=False).tolist(), *var_ln_6[:, 0].tolist()]]
-confirm("两种写法的方差与原书一致：1.0000、1.0000 和 0.9995、0.9997", shown == ["1.0000", "1.0000", "0.9995", "0.9997"], "检查方差时没写 unbiased=False，与类里不一致")
-confirm("方差正好是 方差 / (方差 + eps)", torch.allclose(var_ln_6, predicted, atol=1e-6), "eps 加在了根号外面")
-confirm("与 PyTorch 自带的 nn.LayerNorm 相同", torch.allclose(out_ln_6, nn.LayerNorm(6)(out), atol=1e-6), "unbiased 没写成 False（PyTorch 自带的也除以 d）")
+book = torch.tensor(
+    [[0.6159, 1.4126, -0.8719, 0.5872, -0.8719, -0.8719], [-0.0189, 0.1121, -1.0876, 1.5173, 0.5647, -1.0876]]
+)
+same = torch.allclose(out_norm, book, atol=1e-4)
+confirm("手算的归一化结果与原书一致", same, "种子之后多取了随机数，或方差用了 unbiased=False")
+largest = max(out_ln.mean(dim=-1).abs().max().item(), out_ln_2.mean(dim=-1).abs().max().item())
+confirm("LayerNorm 之后均值为 0（误差 < 1e-6）", largest < 1e-6, "均值沿着 dim=0 算了，或 shift 不是 0")
+if SCALE == 1:
+    shown = [f"{v:.4f}" for v in [*out_ln.var(dim=-1, unbiased=False).tolist(), *var_ln_2[:, 0].tolist()]]
+    same = shown == ["1.0000", "1.0000", "0.9995", "0.9997"]
+    confirm("两种用法的方差与原书一致：1.0000、1.0000 和 0.9995、0.9997", same, "unbiased 写成了 True，或 eps 改过")
+same = torch.allclose(var_ln_2, predicted, atol=1e-6)
+confirm("方差正好是 方差 / (方差 + eps)", same, "eps 加在了根号外面，或方差除以了 d − 1")
+same = torch.allclose(out_ln_2, nn.LayerNorm(6)(features), atol=1e-6)
+confirm("与 PyTorch 自带的 nn.LayerNorm 相同", same, "unbiased 没写成 False，或 scale、shift 改过")
 
 # %% 动手改
-# 1. 把 out 乘以 100 再过 ln_6：结果几乎不变（归一化抹掉了尺度），方差从 0.9995 变成 1.0000。为什么？
-# 2. 反过来，把 out 乘以 0.01 再过 ln_6：方差只剩 0.16 和 0.25。eps 这时还"微不足道"吗？
-# 3. 用 nn.init.constant_(ln_6.shift, 3.0)（别忘了重新算 out_ln_6）：均值变成多少？这就是可训练的参数能做的事。
+# 1. 把开头的 SCALE 改成 100：输出几乎不变（放大多少都被归一化除掉了），方差从 0.9995 变成 1.0000。为什么？
+# 2. 反过来改成 0.01：方差只剩 0.16 和 0.25。eps 这时还"微不足道"吗？
+# 3. 在 out_ln_2 = 那一行前面加 nn.init.constant_(ln_out.shift, 3.0)：均值变成多少？这就是可训练的参数能做的事。
+#    （有两条自查会变成 ✗：均值不再是 0，PyTorch 那个没有跟着平移）

@@ -1,4 +1,4 @@
-"""第 4 章 · 4.4 节　残差连接（shortcut connection）：给梯度一条不打折的路
+"""第 4 章 · 4.4 节　残差连接（residual / shortcut connection）：给梯度一条不打折的路
 
 读完你应该能回答：
     1. 没有残差连接时，越靠前的层梯度越小，为什么？
@@ -13,9 +13,18 @@
 形状记号（全书统一）：b 批大小；其余数字就是各层的宽度
 """
 
-
 import torch
 import torch.nn as nn
+
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
 
 
 # region 沿用 ch04/main: GELU
@@ -24,16 +33,6 @@ class GELU(nn.Module):
 
     def forward(self, x):
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
 
 
 # endregion
@@ -70,7 +69,8 @@ class ExampleDeepNeuralNetwork(nn.Module):
         """
         for layer in self.layers:
             layer_output = layer(x)
-            # 形状不同就没法逐个相加：最后一层是 3 → 1，只能不加。Transformer 块把输出做成与输入同样大小，就是为了处处能加。
+            # 形状不同就没法逐个相加：最后一层是 3 → 1，只能不加。
+            # Transformer 块把输出做成与输入同样大小，就是为了处处能加。
             if self.use_shortcut and x.shape == layer_output.shape:
                 x = x + layer_output
             else:
@@ -78,8 +78,9 @@ class ExampleDeepNeuralNetwork(nn.Module):
         return x
 
 
+# %% 一个小工具：跑一遍前向和反向，看每层的梯度有多大
 def print_gradients(model, x):
-    """跑一遍前向和反向，打印每层权重的梯度有多大（绝对值的平均）。
+    """打印每层权重的梯度有多大（绝对值的平均）。
 
     参数:
         model (nn.Module): 网络
@@ -87,6 +88,8 @@ def print_gradients(model, x):
 
     返回:
         list[float]: 各层的平均梯度，从第一层到最后一层
+
+    出处: 原书 4.4 节
     """
     output = model(x)
     target = torch.tensor([[0.0]])  # 目标是什么不重要，有个损失才能求梯度
@@ -96,7 +99,7 @@ def print_gradients(model, x):
     for name, param in model.named_parameters():
         if "weight" in name:
             gradients.append(param.grad.abs().mean().item())
-            print(f"  {name} 的平均梯度　{gradients[-1]}")
+            print(f"  {name} 的平均梯度　{gradients[-1]:.8f}")
     return gradients
 
 
@@ -109,39 +112,38 @@ torch.manual_seed(123)
 model_without_shortcut = ExampleDeepNeuralNetwork(layer_sizes, use_shortcut=False)
 print("【4.4】没有残差连接")
 without = print_gradients(model_without_shortcut, sample_input)
-print(f"  第一层只有最后一层的 {without[0] / without[-1]:.1%}：同样的学习率，它几乎不动")
 
 # %% 有残差连接
 # y = x + f(x)，所以 dy/dx = 1 + f'(x)：就算 f' 接近 0，连乘里的每一项也接近 1 而不是 0。
 # 种子要重新设：两个网络的初始权重完全相同，差别才全部来自那个加号。
 torch.manual_seed(123)
 model_with_shortcut = ExampleDeepNeuralNetwork(layer_sizes, use_shortcut=True)
-print("\n【4.4】有残差连接")
+print("\n有残差连接")
 with_shortcut = print_gradients(model_with_shortcut, sample_input)
-print(f"  第一层是最后一层的 {with_shortcut[0] / with_shortcut[-1]:.1%}，前四层几乎一样大：都学得动")
 
-# %% 再叠深一点（书上没有）：5 层还只是"小了些"，20 层就真的没了
-# GPT-2 small 有 12 个块，每块两处残差，一共 24 处。没有它们，这么深的网络根本训练不起来。
-print("\n叠几层　　第一层的平均梯度：没有残差 / 有残差")
-first_layer = {}
-for depth in (5, 10, 20):
-    sizes = [3] * depth + [1]
-    for use_shortcut in (False, True):
-        torch.manual_seed(123)
-        model = ExampleDeepNeuralNetwork(sizes, use_shortcut)
-        nn.MSELoss()(model(sample_input), torch.tensor([[0.0]])).backward()
-        first_layer[depth, use_shortcut] = model.layers[0][0].weight.grad.abs().mean().item()
-    print(f"  {depth:2d}　　　{first_layer[depth, False]:.1e} / {first_layer[depth, True]:.1e}")
+# %% 比一比
+# 学习率对每一层都一样，梯度小的层就动得少。第一层离损失最远：加了残差，它的梯度大了多少倍？
+# 最后一层是第一层的几倍：哪个网络各层的快慢更接近？
+print(f"\n第一层的梯度　　　没有残差 {without[0]:.1e}　有残差 {with_shortcut[0]:.1e}　", end="")
+print(f"后者是前者的 {with_shortcut[0] / without[0]:,.0f} 倍")
+ratios = without[-1] / without[0], with_shortcut[-1] / with_shortcut[0]
+print(f"最后一层 ÷ 第一层　没有残差 {ratios[0]:,.0f} 倍　有残差 {ratios[1]:,.0f} 倍")
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
-book_without = torch.tensor([2.0173587836325169e-4, 1.2011159560643137e-4, 7.152039906941354e-4, 1.3988736318424344e-3, 5.049645435065031e-3])
-book_with = torch.tensor([0.2217, 0.2069, 0.3290, 0.2666, 1.3259])
-confirm("没有残差时的 5 个梯度与原书一致（前 6 位）", torch.allclose(torch.tensor(without), book_without, rtol=1e-6, atol=0), "GELU 用成了精确版，或种子没设")
-confirm("有残差时的 5 个梯度：0.2217, 0.2069, 0.3290, 0.2666, 1.3259", torch.allclose(torch.tensor(with_shortcut), book_with, atol=1e-4), "第二次建模型前忘了重新设种子")
-confirm("20 层时，没有残差的梯度还不到有残差的十亿分之一", first_layer[20, False] < 1e-9 * first_layer[20, True], "use_shortcut 没有传进去")
+book = torch.tensor([2.0173588e-4, 1.2011160e-4, 7.1520399e-4, 1.3988736e-3, 5.0496454e-3])
+same = torch.allclose(torch.tensor(without), book, rtol=1e-6, atol=0)
+confirm("没有残差时的 5 个梯度与原书一致（前 6 位有效数字）", same, "GELU 用成了精确版，或种子没设")
+book = torch.tensor([0.2217, 0.2069, 0.3290, 0.2666, 1.3259])
+same = torch.allclose(torch.tensor(with_shortcut), book, atol=1e-4)
+confirm("有残差时的 5 个梯度：0.2217, 0.2069, 0.3290, 0.2666, 1.3259", same, "第二次建模型前忘了重新设种子")
+states = [list(model.parameters()) for model in (model_without_shortcut, model_with_shortcut)]
+same = all(torch.equal(a, b) for a, b in zip(*states))
+confirm("两个网络的权重逐位相同，只差那个加号", same, "第二次建模型前忘了重新设种子")
 
 # %% 动手改
 # 1. 把第二个 torch.manual_seed(123) 删掉：有残差的 5 个数全变了，还能与没有残差的比较吗？
-# 2. 把 GELU() 换成 nn.Sigmoid()：没有残差时，首尾两层的梯度从相差 25 倍变成 3000 倍（sigmoid 的斜率最大才 0.25）。
+# 2. 把 ExampleDeepNeuralNetwork 里的 GELU() 换成 nn.Sigmoid()：没有残差时，首尾两层的梯度从相差 25 倍变成 3000 倍。
+#    sigmoid 的斜率最大才 0.25，连乘四次是多少？
 # 3. 把 x = x + layer_output 改成 x = x + 0.1 * layer_output：梯度还消失吗？
+# 叠到 10 层、64 层会怎样：ch04/experiments/exp_shortcut_gradients.py。

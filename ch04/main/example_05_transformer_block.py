@@ -1,4 +1,4 @@
-"""第 4 章 · 4.5 节　Transformer 块：把注意力、前馈网络、归一化、残差连到一起
+"""第 4 章 · 4.5 节　Transformer 块：把注意力、前馈网络、归一化、残差连接连到一起
 
 读完你应该能回答：
     1. 数据在块里走哪条路？残差主路上有什么东西挡着吗？
@@ -10,12 +10,21 @@
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
     约 1 秒，0.3 GB（2 核 CPU）
 
-形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）
+形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）
 """
-
 
 import torch
 import torch.nn as nn
+
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -109,13 +118,14 @@ class FeedForward(nn.Module):
 # endregion
 
 
+# %% 4.5　把四样东西连起来
 class TransformerBlock(nn.Module):
     """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。
 
         x ─┬─ norm1 ─ att ─ drop_shortcut ─(+)─┬─ norm2 ─ ff ─ drop_shortcut ─(+)─ 输出
            └──────────────────────────────────┘└─────────────────────────────┘
 
-    残差连接（shortcut connection）让输入绕过这一层直接加到输出上：反向传播时梯度也有了一条不打折的路，
+    残差连接（residual / shortcut connection）让输入绕过这一层直接加到输出上：反向传播时梯度也有了一条不打折的路，
     12 层、96 层都训得动。归一化放在每层之前（Pre-LN），残差这条主路上就没有任何东西挡着。
 
     参数:
@@ -166,70 +176,50 @@ class TransformerBlock(nn.Module):
         return x + shortcut
 
 
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
-# %% 4.5　进去 (2, 4, 768)，出来还是 (2, 4, 768)
+# %% 进去 (2, 4, 768)，出来还是 (2, 4, 768)
 torch.manual_seed(123)
 x = torch.rand(2, 4, 768)  # (b, t, d)
 block = TransformerBlock(GPT_CONFIG_124M)
 output = block(x)  # (b, t, d)
 print(f"【4.5】输入　{tuple(x.shape)}　(b, t, d)")
-print(f"【4.5】输出　{tuple(output.shape)}　(b, t, d)：形状不变，所以能叠 12 个、48 个")
+print(f"输出　{tuple(output.shape)}　(b, t, d)：形状不变，所以能叠 12 个、48 个")
 
 # %% 训练模式：同样的输入，两次输出不同
 # 块里有三处 dropout：注意力权重一处，加回主路之前（drop_shortcut）两处。训练时它们逼着模型不依赖任何一条线索。
 difference = (block(x) - block(x)).abs().max().item()
-print(f"\n训练模式，同一个输入跑两次，最大相差 {difference:.4f}")
+print(f"\n训练模式，同一个输入跑两次，最多相差 {difference:.4f}")
 block.eval()  # 下面要一步一步核对，先把随机性关掉
 difference_eval = (block(x) - block(x)).abs().max().item()
-print(f"评估模式，同一个输入跑两次，最大相差 {difference_eval:.4f}")
+print(f"评估模式，同一个输入跑两次，最多相差 {difference_eval:.4f}")
 
 
-# %% 一步一步走：看主路（残差流，residual stream）上的数有多大
+# %% 慢动作：看主路（残差流，residual stream）上的数有多大
 def size(vectors):
-    """每个词元的向量有多长，取平均。
-
-    参数:
-        vectors (Tensor): (b, t, d)
-
-    返回:
-        float: L2 范数的平均
-    """
+    """每个词元的向量有多长（L2 范数），取平均；(b, t, d) → 一个数。"""
     return vectors.norm(dim=-1).mean().item()
 
 
 # 归一化后每个数的方差是 1，768 个数的长度就是 √768 ≈ 27.7，不管进来时多长。
 # 它只归一化支路的"输入副本"，主路上的 x 原封不动：这就是 Pre-LN。若归一化放在加号之后（Post-LN，最早的
-# Transformer 的做法），主路每过一块就被改写一次，深了就难训练，要靠学习率预热小心伺候。
+# Transformer 的做法），主路每过一块就被改写一次，叠得深了就难训练。
 with torch.no_grad():
-    print("\n每个词元的向量平均有多长")
-    print(f"  {size(x):6.2f}　输入 x")
-    # ① 注意力：词元之间交换信息。
-    normed = block.norm1(x)  # (b, t, d)
-    attended = block.att(normed)  # (b, t, d)
+    normed_1 = block.norm1(x)  # (b, t, d)
+    attended = block.att(normed_1)  # (b, t, d)
     after_attention = x + attended  # (b, t, d)
-    print("① 注意力")
-    print(f"  {size(normed):6.2f}　支路：norm1 之后，正好是 √768 = {768**0.5:.2f}")
-    print(f"  {size(attended):6.2f}　支路：att 之后，这是要加到主路上的修改量")
-    print(f"  {size(after_attention):6.2f}　主路：加上修改量之后")
-    # ② 前馈网络：每个词元各自消化。
-    normed = block.norm2(after_attention)  # (b, t, d)
-    digested = block.ff(normed)  # (b, t, d)
+    normed_2 = block.norm2(after_attention)  # (b, t, d)
+    digested = block.ff(normed_2)  # (b, t, d)
     step_by_step = after_attention + digested  # (b, t, d)
-    print("② 前馈网络")
-    print(f"  {size(normed):6.2f}　支路：norm2 之后，又是 √768")
-    print(f"  {size(digested):6.2f}　支路：ff 之后")
-    print(f"  {size(step_by_step):6.2f}　主路：加上修改量，就是这个块的输出")
-    # 余弦相似度接近 1 表示方向没怎么变：块只是在输入上"添几笔"，不是推倒重来。
-    similarity = nn.functional.cosine_similarity(x, step_by_step, dim=-1).mean().item()
-    print(f"输出与输入的余弦相似度平均 {similarity:.2f}：一个块只在原来的向量上添几笔")
+print("\n慢动作：每个词元的向量平均有多长")
+print(f"  {size(x):6.2f}　输入 x")
+print(f"  {size(normed_1):6.2f}　① 支路：norm1 之后（√768 = {768**0.5:.2f}）")
+print(f"  {size(attended):6.2f}　① 支路：att 之后，这是要加到主路上的修改量")
+print(f"  {size(after_attention):6.2f}　① 主路：加上修改量之后")
+print(f"  {size(normed_2):6.2f}　② 支路：norm2 之后")
+print(f"  {size(digested):6.2f}　② 支路：ff 之后，第二份修改量")
+print(f"  {size(step_by_step):6.2f}　② 主路：加上修改量，就是这个块的输出")
+# 余弦相似度是 1 表示方向一点没变，0 表示毫不相干：块是在输入上"添几笔"，还是推倒重来？
+similarity = nn.functional.cosine_similarity(x, step_by_step, dim=-1).mean().item()
+print(f"输出与输入的余弦相似度，平均 {similarity:.2f}")
 
 # %% 谁让词元互相影响？改掉第 3 个词元，看哪些位置的输出变了
 # 因果掩码只许往前看，所以第 1、2 个位置看不到第 3 个；第 4 个看得到。前馈网络逐个词元算，影响传不出去。
@@ -238,19 +228,23 @@ changed[:, 2] = 0
 with torch.no_grad():
     moved = (block(changed) - block(x)).abs().amax(dim=(0, 2))  # (t,)
     moved_ff = (block.ff(changed) - block.ff(x)).abs().amax(dim=(0, 2))  # (t,)
-print("\n改动第 3 个词元，各位置的输出最多变了多少")
+print("\n改动第 3 个词元，四个位置的输出最多各变了多少")
 print("  整个块　　", [round(v, 4) for v in moved.tolist()])
 print("  只过前馈　", [round(v, 4) for v in moved_ff.tolist()])
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
 confirm("输出形状与输入相同：(2, 4, 768)", output.shape == x.shape == (2, 4, 768), "前馈网络忘了降维")
-confirm("一步一步算的，与 block(x) 相同", torch.allclose(step_by_step, block(x), atol=1e-5), "残差加的是归一化之后的 x，应是之前的")
-confirm("训练模式有随机性，评估模式没有", difference > 0 and difference_eval == 0, "drop_rate 是 0，或没有调用 block.eval()")
-confirm("改动第 3 个词元，只影响第 3、4 个位置", (moved[:2] < 1e-5).all().item() and (moved[2:] > 1e-3).all().item(), "因果掩码没有生效")
-confirm("前馈网络不在词元之间传递信息", (moved_ff[[0, 1, 3]] < 1e-5).all().item(), "前馈网络里混进了沿 t 方向的计算")
+same = torch.allclose(step_by_step, block(x), atol=1e-5)
+confirm("一步一步算的，与 block(x) 相同", same, "残差加的是归一化之后的 x，应是之前的")
+as_expected = difference > 0 and difference_eval == 0
+confirm("训练模式有随机性，评估模式没有", as_expected, "drop_rate 是 0，或没有调用 block.eval()")
+only = (moved[:2] < 1e-5).all().item() and (moved[2:] > 1e-3).all().item()
+confirm("改动第 3 个词元，只影响第 3、4 个位置", only, "因果掩码没有生效")
+alone = (moved_ff[[0, 1, 3]] < 1e-5).all().item()
+confirm("前馈网络不在词元之间传递信息", alone, "前馈网络里混进了沿 t 方向的计算")
 
 # %% 动手改
-# 1. 把 torch.rand(2, 4, 768) 改成 torch.rand(2, 4, 768) * 100：norm1 之后的长度变吗？att 的贡献相对主路呢？
-# 2. 在 with torch.no_grad() 里，把 block.att(normed) 的输入换成 x（跳过 norm1）：att 的输出小了两成，最后与 block(x) 也对不上了。
+# 1. 把 torch.rand(2, 4, 768) 改成 torch.rand(2, 4, 768) * 100：norm1 之后的长度变吗？att 的修改量相对主路呢？
+# 2. 把慢动作里 block.att(normed_1) 的 normed_1 换成 x（跳过 norm1）：att 的输出小了两成，也与 block(x) 对不上了。
 # 3. 再接一块：second = TransformerBlock(GPT_CONFIG_124M)，看 second(block(x)) 的形状，这就是 4.6 节要做的事。

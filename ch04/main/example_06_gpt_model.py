@@ -1,16 +1,16 @@
-"""第 4 章 · 4.6–4.7 节　完整的 GPT，和它生成文本的每一步
+"""第 4 章 · 4.6 节　完整的 GPT：把块叠起来，前后接上嵌入和输出层
 
 读完你应该能回答：
-    1. 163,009,536 个参数分布在哪里？为什么它又叫 124M？
-    2. 一个块里，注意力和前馈网络谁的参数多？
-    3. 生成一个词元要哪四步？为什么没训练过的模型会说胡话？
+    1. 从词元编号到 logits，数据依次经过哪些层？
+    2. 163,009,536 个参数分布在哪里？为什么它又叫 124M？
+    3. 模型里应当有几个 dropout？多一个会怎样，为什么很难发现？
 
 运行：
     python ch04/main/example_06_gpt_model.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
     约 3 秒，1.0 GB（2 核 CPU）
 
-形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
+形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """
 
 import os
@@ -20,6 +20,36 @@ from pathlib import Path
 import tiktoken
 import torch
 import torch.nn as nn
+
+
+# region 沿用 setup/find_data.py: find_data
+def find_data(*names):
+    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
+    here = Path(__file__ if "__file__" in globals() else "x").resolve()
+    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
+    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
+        for name in names:
+            if folder and (Path(folder) / name).exists():
+                return Path(folder) / name
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
+    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
+    sys.exit(2)
+
+
+# endregion
+
+os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
+
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -60,7 +90,7 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main: GPT_CONFIG_124M, LayerNorm, GELU, FeedForward, TransformerBlock, generate_text_simple
+# region 沿用 ch04/main: GPT_CONFIG_124M, LayerNorm, GELU, FeedForward, TransformerBlock
 GPT_CONFIG_124M = {
     "vocab_size": 50257,
     "context_length": 1024,
@@ -141,21 +171,10 @@ class TransformerBlock(nn.Module):
         return x + shortcut
 
 
-def generate_text_simple(model, idx, max_new_tokens, context_size):
-    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。（详解见 ch04/main/example_07_generate_text.py）"""
-    for _ in range(max_new_tokens):
-        idx_cond = idx[:, -context_size:]  # (b, t)
-        with torch.no_grad():
-            logits = model(idx_cond)  # (b, t, V)
-        logits = logits[:, -1, :]  # (b, V)
-        idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
-        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
-    return idx
-
-
 # endregion
 
 
+# %% 4.6　4.1 节的骨架，换上真的块和真的归一化
 class GPTModel(nn.Module):
     """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。
 
@@ -207,149 +226,60 @@ class GPTModel(nn.Module):
         return self.out_head(x)  # (b, t, V)
 
 
-# region 沿用 setup/find_data.py: find_data
-def find_data(*names):
-    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
-    here = Path(__file__ if "__file__" in globals() else "x").resolve()
-    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
-    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
-        for name in names:
-            if folder and (Path(folder) / name).exists():
-                return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
-    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
-    sys.exit(2)
-
-
-# endregion
-
-os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
-
-
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
-# %% 4.6　建模型，喂进 4.1 节那两句话
+# %% 建模型，喂进 4.1 节那两句话
 tokenizer = tiktoken.get_encoding("gpt2")
-batch = torch.stack([torch.tensor(tokenizer.encode(text)) for text in ("Every effort moves you", "Every day holds a")])  # (b, t)
+texts = ["Every effort moves you", "Every day holds a"]
+batch = torch.stack([torch.tensor(tokenizer.encode(text)) for text in texts])  # (b, t)
 torch.manual_seed(123)
-model = GPTModel(GPT_CONFIG_124M)  # 整个脚本只建这一次：1.6 亿个随机数要好几秒
+model = GPTModel(GPT_CONFIG_124M)
 out = model(batch)  # (b, t, V)
 print(f"【4.6】输入　{tuple(batch.shape)}　(b, t)")
 print(batch)
-print(f"【4.6】logits　{tuple(out.shape)}　(b, t, V)　训练模式，dropout 开着")
+print(f"\nlogits　{tuple(out.shape)}　(b, t, V)　训练模式，dropout 开着")
 print(out)
 
-# %% 这几个数为什么可能与书上不同？
-# 与 4.1 节同一个原因：dropout 丢哪些位置因操作系统而异。作者的仓库里，macOS 上跑出来的是
-# 0.6525, 0.5753, 0.0174，Linux 上是 0.3613, 0.4222, -0.0711。两组都对；关掉 dropout 之后各系统才一致（4.7 节的生成就是）。
-known = {"Linux": [0.3613, 0.4222, -0.0711], "macOS": [0.6525, 0.5753, 0.0174]}
-matches = [name for name, row in known.items() if torch.allclose(out[0, 0, :3], torch.tensor(row), atol=1e-3)]
-print(f"第一行与作者在 {matches[0]} 上的结果相同" if matches else "第一行与作者的两组结果都不同：正常，这台机器的 dropout 丢弃了另外一些位置")
+# %% 第一行与书上的相同吗？不同，就数一数 dropout
+# 书上是 0.3613, 0.4222, -0.0711。训练模式下，dropout 丢掉哪些位置可能随操作系统和 PyTorch 版本而变，
+# 所以不同不一定是错。一定不能变的是个数：词嵌入之后 1 个（drop_emb），每个块 2 个（att.dropout 和 drop_shortcut）。
+# 陷阱：第一行是 0.6525, 0.5753, 0.0174 的话，多半是 FeedForward 末尾多留了一个 Dropout，原书作者早期的代码就是这样。
+# 评估模式下它不起作用，4.7 节生成的文字一字不差，要到训练时才悄悄地多丢一次：不数一数，发现不了。
+same = torch.allclose(out[0, 0, :3], torch.tensor([0.3613, 0.4222, -0.0711]), atol=1e-3)
+dropouts = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
+print(f"\n第一行与书上的 0.3613, 0.4222, -0.0711 {'相同' if same else '不同'}")
+print(f"模型里有 {len(dropouts)} 个 Dropout：{'、'.join(dropouts[:3])} ……")
 
 # %% 参数有多少
 total_params = sum(p.numel() for p in model.parameters())
-print(f"\n【4.6】参数总数　{total_params:,}")
-print(f"【4.6】tok_emb 的形状　{tuple(model.tok_emb.weight.shape)}　(V, d)")
-print(f"【4.6】out_head 的形状　{tuple(model.out_head.weight.shape)}　(V, d)")
+print(f"\n参数总数　{total_params:,}")
+print(f"tok_emb 的形状　{tuple(model.tok_emb.weight.shape)}　(V, d)")
+print(f"out_head 的形状　{tuple(model.out_head.weight.shape)}　(V, d)")
 # 两者形状相同，意思也相近：一个查"编号 → 向量"，一个比"向量 → 像哪个编号"。GPT-2 让它们共用一份（weight tying），
 # 数参数时只数一次，就是 124M。分开存多占 147 MB，但原书作者的经验是分开训练效果更好，今天较大的模型也多半分开。
 tied_params = total_params - model.out_head.weight.numel()
-print(f"【4.6】共用一份时　{tied_params:,}　这就是 124M 的由来")
-total_size_mb = total_params * 4 / 2**20  # float32 每个数 4 字节；1 MB 按 2 的 20 次方字节算
-print(f"【4.6】占内存　{total_size_mb:.2f} MB")
+print(f"共用一份时　{tied_params:,}　这就是 124M 的由来")
+total_size_mb = total_params * 4 / 2**20  # float32 每个数 4 字节；1 MB 按 2 的 20 次方字节算，与书上相同
+print(f"占内存　{total_size_mb:.2f} MB")
 
 # %% 参数都在哪里
-block = model.trf_blocks[0]
-
-
-def numel(module):
-    """数一个模块有多少个参数。
-
-    参数:
-        module (nn.Module): 模块
-
-    返回:
-        int: 参数个数
-    """
-    return sum(p.numel() for p in module.parameters())
-
-
-attention, feed_forward, norms = numel(block.att), numel(block.ff), numel(block.norm1) + numel(block.norm2)
-n_layers = len(model.trf_blocks)
-parts = {
-    "tok_emb": (numel(model.tok_emb), "V × d"),
-    "pos_emb": (numel(model.pos_emb), "1024 × d"),
-    f"trf_blocks × {n_layers}": (numel(model.trf_blocks), "每块见下表"),
-    "final_norm": (numel(model.final_norm), "2d：scale 和 shift"),
-    "out_head": (numel(model.out_head), "d × V，没有偏置"),
-}
-print("\n部件　　　　　　　　　　　参数　　占比　　怎么算的")
-for name, (count, formula) in parts.items():
-    print(f"{name:<16}{count:>14,}　{count / total_params:6.1%}　　{formula}")
-
-# 直觉常以为"注意力"是大头，其实每块里前馈网络的参数是注意力的 2 倍：
-# 它的两个矩阵各 4d × d，一共 8d²；注意力的 Q、K、V、输出四个矩阵各 d × d，一共 4d²。
-print("\n一个块里　　　　　　　　　参数　　占比　　怎么算的")
-for name, count, formula in [("att", attention, "4 × d × d + d"), ("ff", feed_forward, "8 × d × d + 5d"), ("norm1 + norm2", norms, "4d")]:
-    print(f"{name:<16}{count:>14,}　{count / numel(block):6.1%}　　{formula}")
-
-# %% 4.7　生成第一步：把提示词变成一批编号
-start_context = "Hello, I am"
-encoded = tokenizer.encode(start_context)
-encoded_tensor = torch.tensor(encoded).unsqueeze(0)  # (1, t)　模型只认成批的输入，一句话就是批大小 1
-print(f"\n【4.7】提示词　{start_context}")
-print(f"【4.7】编号　{encoded}")
-print(f"【4.7】输入形状　{tuple(encoded_tensor.shape)}　(b, t)")
-
-# %% 生成一个词元，慢动作
-# 忘了 eval()，dropout 会让每次的结果都不一样：这是生成时最常见的错误，而且不报错。
-model.eval()
-with torch.no_grad():
-    logits = model(encoded_tensor)  # (1, t, V)
-    last = logits[:, -1, :]  # (1, V)　只有最后一个位置的"下一个"是未知的
-    probabilities = torch.softmax(last, dim=-1)  # (1, V)　分数 → 概率
-    next_id = torch.argmax(probabilities, dim=-1, keepdim=True)  # (1, 1)　贪心：取概率最大的
-    extended = torch.cat((encoded_tensor, next_id), dim=1)  # (1, t + 1)　接到后面，就是下一步的输入
-print("\n【4.7】慢动作：生成第 1 个词元")
-print(f"  ① 模型给出　　　 {tuple(logits.shape)}　(b, t, V)")
-print(f"  ② 取最后一行　　 {tuple(last.shape)}　(b, V)")
-print(f"  ③ softmax 之后　 总和 {probabilities.sum().item():.4f}，最大的五个：")
-top = probabilities[0].topk(5)
-for probability, token in zip(top.values.tolist(), top.indices.tolist()):
-    print(f"       {token:>6} {tokenizer.decode([token])!r:<14} {probability:.6f}")
-print(f"  ④ 取最大，接上　 {extended.tolist()}")
-
-# %% 为什么是胡话？
-# 没训练过的模型，给每个词元的概率都差不多：平均是 1/50257 ≈ 0.00002，最大的也不过万分之二。
-# 它不是"选错了"，而是根本没有偏好；第 5 章的训练，就是把概率从别的词元那里挪到对的词元上。
-print(f"平均每个词元的概率 {1 / probabilities.numel():.6f}，最大的是平均的 {probabilities.max().item() * probabilities.numel():.0f} 倍；训练好的模型有一半把握时，就是 25,000 倍")
-
-# %% 连续生成 6 个：generate_text_simple 就是把上面四步放进循环
-generated = generate_text_simple(model, encoded_tensor, max_new_tokens=6, context_size=GPT_CONFIG_124M["context_length"])  # (1, t + 6)
-print(f"\n【4.7】输出编号　{generated.tolist()}")
-print(f"【4.7】输出长度　{generated.shape[1]}")
-decoded_text = tokenizer.decode(generated[0].tolist())
-print(f"【4.7】输出文本　{decoded_text}")
+print("\n部件　　　　　　　　　　　参数　　占比")
+parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+for name, count in parts.items():
+    print(f"{name:<16}{count:>14,}　{count / total_params:6.1%}")
+# 一个块里，注意力和前馈网络谁的参数多？这是练习 4.1，先自己数：model.trf_blocks[0].att，model.trf_blocks[0].ff。
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
 confirm("logits 的形状是 (2, 4, 50257)", out.shape == (2, 4, 50257), "输出层的方向反了，应该是 d → V")
-confirm("参数总数 163,009,536，共用时 124,412,160", (total_params, tied_params) == (163_009_536, 124_412_160), "哪一层多了、少了偏置")
-confirm("占内存 621.83 MB", f"{total_size_mb:.2f}" == "621.83", "按 1000 × 1000 换算了 MB")
-confirm("各部件加起来正好是总数", sum(count for count, _ in parts.values()) == total_params, "有部件没有登记成子模块，比如把块放进了普通列表")
-confirm("一个块：注意力 2,360,064，前馈 4,722,432", (attention, feed_forward) == (2_360_064, 4_722_432), "qkv_bias 不是 False，或前馈不是 4 倍")
-book_ids = [15496, 11, 314, 716, 27018, 24086, 47843, 30961, 42348, 7267]
-confirm("10 个编号与原书逐个相同", generated[0].tolist() == book_ids, "忘了 model.eval()，或创建各层的次序变了")
-confirm("慢动作的第一步与 generate_text_simple 相同", torch.equal(extended, generated[:, :5]), "取的不是最后一个位置")
+expected = 1 + 2 * len(model.trf_blocks)
+claim = f"模型里正好有 {expected} 个 Dropout：1 个 drop_emb，每块 2 个"
+confirm(claim, len(dropouts) == expected, "FeedForward 末尾多留了一个 Dropout，或块里少了一个")
+same = (total_params, tied_params) == (163_009_536, 124_412_160)
+confirm("参数总数 163,009,536，共用时 124,412,160", same, "配置改过，或哪一层多了、少了偏置")
+confirm("占内存 621.83 MB", f"{total_size_mb:.2f}" == "621.83", "配置改过，或按 1000 × 1000 换算了 MB")
+same = sum(parts.values()) == total_params
+confirm("各部件加起来正好是总数", same, "有部件没有登记成子模块，比如把块放进了普通列表")
 
 # %% 动手改
-# 1. 把 model.eval() 注释掉，运行两次 generate_text_simple：两次的文本一样吗？
-# 2. 把 n_layers 改成 24（其余不变）：参数总数增加 12 × 7,085,568，两张表里哪些行变了？
-# 3. 把 context_size 改成 2：模型每次只看最后 2 个词元。第 1 个新词元还是 27018 吗？
+# 1. 在 FeedForward 的最后一个 nn.Linear 后面加一行 nn.Dropout(cfg["drop_rate"]),：第一行变成什么？哪一条自查发现了它？
+# 2. 把 n_layers 改成 24（其余不变）：参数总数增加 12 × 7,085,568，表里哪一行变了？
+# 3. 把 emb_dim 改成 1024、n_heads 改成 16、n_layers 改成 24，就是 GPT-2 medium：参数总数是多少？（练习 4.2）

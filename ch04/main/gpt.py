@@ -6,31 +6,25 @@
     3. 模型一次输出 t × 50257 个分数，生成下一个词元时为什么只看最后一行？
 
 运行：
-    python ch04/main/gpt.py                                  # 与原书 4.7 节逐位相同（没训练过，输出是胡话）
+    python ch04/main/gpt.py                                  # 与原书的 gpt.py 逐位相同（没训练过，输出是胡话）
     python ch04/main/gpt.py --prompt "Every effort" --max-new-tokens 5
     约 3 秒，1.0 GB（2 核 CPU）
 
 形状记号（全书统一）：
-    b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）　　V 词表大小
+    b 批大小　　t 序列长度（词元数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）　　V 词表大小
 """
 
 import argparse
-import gc
 import os
 import sys
 from pathlib import Path
-
-# 导入 torch 会新建几十万个对象，期间垃圾回收器（gc）一遍遍地检查它们，却没有一个可回收。
-# 先关掉它，导入之后再 freeze（"这些对象会活到最后，别再查了"），启动和退出合计快 0.3 秒左右。
-gc.disable()
 
 import tiktoken
 import torch
 import torch.nn as nn
 
-gc.freeze()
-gc.enable()
 
+# 改这里：七个数改哪个都行（改了 n_layers、emb_dim 等，参数总数那条自查会变成 ✗）
 # region 沿用（含注释） ch04/main: GPT_CONFIG_124M
 # GPT-2 small 的全部超参数。改其中一个再运行，看看参数量和输出怎样变，是理解它们最快的办法。
 GPT_CONFIG_124M = {
@@ -107,7 +101,7 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        """前向传播：y = scale · (x − 均值) / √(方差 + eps) + shift。
+        """y = scale · (x − 均值) / √(方差 + eps) + shift。
 
         参数:
             x (Tensor): (…, d)
@@ -116,7 +110,8 @@ class LayerNorm(nn.Module):
             Tensor: (…, d)
         """
         mean = x.mean(dim=-1, keepdim=True)  # (…, 1)　keepdim 留住最后一维，下面才能广播着减
-        # unbiased=False：除以 d 而不是 d − 1。统计学上是"有偏"的，但 GPT-2 就是这样算的，要用它的权重就得一致。
+        # unbiased=False：除以 d 而不是 d − 1。统计学上是"有偏"的，但 GPT-2 就是这样算的，要用它的权重就得一致；
+        # d = 768 时两者只差千分之一。
         var = x.var(dim=-1, keepdim=True, unbiased=False)  # (…, 1)
         norm_x = (x - mean) / torch.sqrt(var + self.eps)  # (…, d)
         return self.scale * norm_x + self.shift
@@ -126,7 +121,8 @@ class GELU(nn.Module):
     """GELU 激活函数：像 ReLU，但拐弯是圆滑的。
 
     ReLU 对负数一律给 0，那里梯度也是 0，神经元可能就此"死掉"；GELU 对不太负的数仍留一点输出和梯度。
-    精确的 GELU 是 x·Φ(x)（Φ 是标准正态分布的累积函数）；GPT-2 用的是下面这个便宜的近似，误差不到万分之五。
+    精确的 GELU 是 x·Φ(x)，Φ(x) 是"随机抽一个标准正态的数，比 x 小的概率"：x 越大，越可能放行。
+    当年算 Φ 很慢，GPT-2 用了下面这个便宜的近似；权重是用近似版训练的，今天加载它就得沿用。
 
     形状:
         输入和输出形状相同，逐个数计算
@@ -135,14 +131,7 @@ class GELU(nn.Module):
     """
 
     def forward(self, x):
-        """前向传播：0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))。
-
-        参数:
-            x (Tensor): 任意形状
-
-        返回:
-            Tensor: 与 x 同形
-        """
+        """前向传播：0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))。"""
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
@@ -151,6 +140,7 @@ class FeedForward(nn.Module):
 
     注意力负责词元之间传递信息，前馈网络负责把每个词元收到的信息消化掉；它对每个词元各算各的。
     升到 4d 是给它更大的空间来组合特征；降回 d 是为了能接上残差连接，也能一块一块地叠。
+    4 这个数是经验：最早的 Transformer 用 512 → 2048，GPT-2 沿用了比例，翻倍就贵一倍。
 
     参数:
         cfg (dict): 模型配置，用到 emb_dim
@@ -167,17 +157,11 @@ class FeedForward(nn.Module):
             nn.Linear(cfg["emb_dim"], 4 * cfg["emb_dim"]),
             GELU(),  # 两个线性层之间没有它，就等于一个线性层，叠多少层都白叠
             nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),
+            # 到此为止，末尾没有 dropout：4.5 节的 Transformer 块在加残差之前丢弃一次，这里再丢就丢了两次，而且不报错。
         )
 
     def forward(self, x):
-        """前向传播。
-
-        参数:
-            x (Tensor): (b, t, d)
-
-        返回:
-            Tensor: (b, t, d)
-        """
+        """前向传播，(b, t, d) → (b, t, d)。"""
         return self.layers(x)
 
 
@@ -187,7 +171,7 @@ class TransformerBlock(nn.Module):
         x ─┬─ norm1 ─ att ─ drop_shortcut ─(+)─┬─ norm2 ─ ff ─ drop_shortcut ─(+)─ 输出
            └──────────────────────────────────┘└─────────────────────────────┘
 
-    残差连接（shortcut connection）让输入绕过这一层直接加到输出上：反向传播时梯度也有了一条不打折的路，
+    残差连接（residual / shortcut connection）让输入绕过这一层直接加到输出上：反向传播时梯度也有了一条不打折的路，
     12 层、96 层都训得动。归一化放在每层之前（Pre-LN），残差这条主路上就没有任何东西挡着。
 
     参数:
@@ -343,7 +327,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -368,44 +353,47 @@ def main():
     parser = argparse.ArgumentParser(description="4.1–4.7 节　搭出 GPT-2，并生成文本")
     parser.add_argument("--prompt", default="Hello, I am", help="提示词，让模型接着往下写（默认：Hello, I am）")
     parser.add_argument("--max-new-tokens", type=int, default=10, help="生成几个词元（默认：10，与原书的 gpt.py 相同）")
-    parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu；一次只生成一个词元，CPU 往往更快）")
+    parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu，生成时往往更快）")
     args = parser.parse_args()
-    if args.max_new_tokens < 1:
-        parser.error(f"--max-new-tokens 至少是 1，不能是 {args.max_new_tokens}")
+    if not args.prompt or args.max_new_tokens < 1:
+        parser.error("--prompt 至少要有一个词元，--max-new-tokens 至少是 1")
     try:
         device = pick_device(args.device)
-        tokenizer = tiktoken.get_encoding("gpt2")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
-    encoded = tokenizer.encode(args.prompt, allowed_special={"<|endoftext|>"})
-    context_length = GPT_CONFIG_124M["context_length"]
-    if not 1 <= len(encoded) <= context_length:
-        parser.error(f"提示词有 {len(encoded)} 个词元，应在 1 到 {context_length}（上下文长度）之间")
 
     torch.manual_seed(123)
     model = GPTModel(GPT_CONFIG_124M).to(device)
     model.eval()  # 关掉 dropout：生成时不需要随机性
 
-    print(f"提示词　　{args.prompt}")
-    print(f"词元编号　{encoded}")
+    tokenizer = tiktoken.get_encoding("gpt2")
+    encoded = tokenizer.encode(args.prompt, allowed_special={"<|endoftext|>"})
     encoded_tensor = torch.tensor(encoded, device=device).unsqueeze(0)  # (1, t)　模型只认成批的输入，一句话就是批大小 1
+    print(f"提示词　　{tokenizer.decode(encoded)}")
+    print(f"词元编号　{encoded}")
     print(f"输入形状　{tuple(encoded_tensor.shape)}　(b, t)")
 
-    out = generate_text_simple(model, encoded_tensor, args.max_new_tokens, context_length)[0].tolist()
+    out = generate_text_simple(model, encoded_tensor, args.max_new_tokens, GPT_CONFIG_124M["context_length"])
+    out = out[0].tolist()
     print(f"\n输出编号　{out}")
     print(f"输出长度　{len(out)} 个词元")
     print(f"输出文本　{tokenizer.decode(out)}")
     print("（模型还没训练，权重是随机数，所以说的是胡话；第 5 章教它说人话）")
 
     total_params = sum(p.numel() for p in model.parameters())
-    print(f"\n参数　　　{total_params:,} 个；减去与词嵌入重复的输出层，是 {total_params - model.out_head.weight.numel():,} 个")
+    tied_params = total_params - model.out_head.weight.numel()
+    print(f"\n参数　　　{total_params:,} 个；输出层与词嵌入共用一份时，是 {tied_params:,} 个")
     print(f"占内存　　{total_params * 4 / 2**20:.2f} MB（每个参数是 4 字节的 float32）")
 
     print("\n这个数字对吗？")
     confirm("参数总数 163,009,536", total_params == 163_009_536, "配置改过，或者哪一层多了、少了偏置")
+    dropouts = sum(isinstance(module, nn.Dropout) for module in model.modules())
+    expected = 1 + 2 * GPT_CONFIG_124M["n_layers"]
+    claim = f"模型里正好有 {expected} 个 Dropout：1 个 drop_emb，每块 2 个"
+    confirm(claim, dropouts == expected, "FeedForward 末尾多留了一个 Dropout，或块里少了一个")
     if args.prompt == "Hello, I am" and args.max_new_tokens == 10:
         book = [15496, 11, 314, 716, 27018, 24086, 47843, 30961, 42348, 7267, 49706, 43231, 47062, 34657]
-        confirm("14 个编号与原书逐个相同（Hello, I am Featureiman Byeswick…）", out == book, "创建各层的次序变了，或忘了 model.eval()")
+        confirm("14 个编号与原书逐个相同", out == book, "创建各层的次序变了，或忘了 model.eval()")
 
 
 if __name__ == "__main__":

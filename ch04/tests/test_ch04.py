@@ -1,6 +1,6 @@
 """测试第 4 章：书上的数字、与两个独立实现（llms-from-scratch、transformers）的一致、用错时的报错。
 
-1.24 亿参数的模型整个文件只建三次：gpt.py 跑一次，example_06 一次，参考实现一次。
+1.24 亿参数的模型整个文件只建五次：gpt.py、example_06、example_07 各一次，参考实现一次，故意多留一个 Dropout 一次。
 """
 
 import contextlib
@@ -45,12 +45,17 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def run_path(path, *arguments):
+    """在别的文件夹里运行一个脚本；返回 (退出码, stdout, stderr)，stdout 里连续的空白合成一个空格。"""
+    env = os.environ | {"PYTHONUTF8": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(path), *arguments], capture_output=True, cwd=Path(__file__).anchor, env=env, encoding="utf-8", timeout=900)
+    return done.returncode, re.sub(r"\s+", " ", done.stdout), done.stderr
+
+
 @functools.cache
-def run(name, *arguments, encoding="utf-8"):
-    """在别的文件夹里运行脚本，每个只真正跑一次；返回 (退出码, stdout, stderr)，连续的空白合成一个空格。"""
-    env = os.environ | {"PYTHONIOENCODING": encoding, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(MAIN / f"{name}.py"), *arguments], capture_output=True, cwd=Path(__file__).anchor, env=env, timeout=900)
-    return done.returncode, re.sub(r"\s+", " ", done.stdout.decode(encoding)), done.stderr.decode(encoding)
+def run(name, *arguments):
+    """运行 main/ 里的一个脚本，每个只真正跑一次。"""
+    return run_path(MAIN / f"{name}.py", *arguments)
 
 
 @functools.cache
@@ -131,27 +136,31 @@ def same_behaviour(ours, theirs, batch):
 PRINTED = {
     "example_01_dummy_gpt": [
         *("【4.1】GPT_CONFIG_124M", "vocab_size 50257", "context_length 1024", "emb_dim 768", "n_heads 12", "n_layers 12", "drop_rate 0.1", "qkv_bias False"),
-        *("【4.1】", "[6109, 3626, 6100, 345]", "[6109, 1110, 6622, 257]"),  # 4-01
-        *("【4.1】logits", "(2, 4, 50257)"),  # 4-02
-        *("评估模式", "[-1.1947", "0.1392", "-0.8615"),  # 没有 dropout，所以各系统相同
+        *("[6109, 3626, 6100, 345]", "[6109, 1110, 6622, 257]"),  # 4-01
+        *("logits", "(2, 4, 50257)", "训练模式（model.training = True）"),  # 4-02
+        *("评估模式（model.training = False）", "[-1.1947, 0.1392, -0.8616]", "[-1.1947, 0.1392, -0.8616]"),  # 没有 dropout，所以各系统相同
     ],
     "example_02_layernorm": [
         *("【4.2】", "[0.2260, 0.3470, 0.0000, 0.2216, 0.0000, 0.0000]", "[0.2133, 0.2394, 0.0000, 0.5198, 0.3297, 0.0000]"),  # 4-03
         *("均值", "0.1324", "0.2170", "方差", "0.0231", "0.0398"),
-        *("【4.2】", "[ 0.6159, 1.4126, -0.8719, 0.5872, -0.8719, -0.8719]", "[-0.0189, 0.1121, -1.0876, 1.5173, 0.5647, -1.0876]"),  # 4-04
-        *("方差", "1.0000", "1.0000", "sci_mode=False", "0.0000", "0.0000", "1.0000", "1.0000"),
-        *("LayerNorm(batch_example)", "方差", "1.0000", "1.0000", "LayerNorm(out)", "方差", "0.9995", "0.9997"),  # 4-05
+        *("归一化之后", "[ 0.6159, 1.4126, -0.8719, 0.5872, -0.8719, -0.8719]", "[-0.0189, 0.1121, -1.0876, 1.5173, 0.5647, -1.0876]"),  # 4-04
+        *("归一化之后的方差", "1.0000", "1.0000", "sci_mode=False", "0.0000", "0.0000"),
+        *("LayerNorm(batch_example)", "0.0000", "0.0000", "1.0000", "1.0000"),  # 4-05
+        *("LayerNorm(out)", "0.0000", "0.0000", "0.9995", "0.9997"),
     ],
-    "example_03_feedforward": ["【4.3】", "ReLU", "GELU", "【4.3】emb_dim = 768", "(2, 3, 3072)", "【4.3】ffn(x) 的形状 (2, 3, 768)"],  # 4-06
-    "example_04_shortcut": [f"layers.{i}.0.weight" for i in range(5)] * 2,  # 4-07；数值在下面另查
-    "example_05_transformer_block": ["【4.5】输入 (2, 4, 768)", "【4.5】输出 (2, 4, 768)"],  # 4-09
+    "example_03_feedforward": ["【4.3】", "emb_dim = 768", "(2, 3, 768)", "(2, 3, 3072)", "降维 (2, 3, 768)"],  # 4-06
+    "example_04_shortcut": ["【4.4】", *[f"layers.{i}.0.weight" for i in range(5)] * 2, "后者是前者的 1,099 倍", "没有残差 25 倍 有残差 6 倍"],  # 4-07；数值在下面另查
+    "example_05_transformer_block": ["【4.5】输入 (2, 4, 768)", "输出 (2, 4, 768)"],  # 4-09
     "example_06_gpt_model": [
-        *("【4.6】输入 (2, 4)", "[6109, 3626, 6100, 345]", "【4.6】logits (2, 4, 50257)", "tensor([[["),  # 4-10
-        *("【4.6】参数总数 163,009,536", "【4.6】tok_emb 的形状 (50257, 768)", "【4.6】out_head 的形状 (50257, 768)"),  # 4-11、4-12
-        *("124,412,160", "【4.6】占内存 621.83 MB", "38,597,376", "2,360,064", "4,722,432"),  # 4-13、4-14
-        *("【4.7】编号 [15496, 11, 314, 716]", "【4.7】输入形状 (1, 4)"),  # 4-15
+        *("【4.6】输入 (2, 4)", "[6109, 3626, 6100, 345]", "logits (2, 4, 50257)", "tensor([[["),  # 4-10
+        "模型里有 25 个 Dropout：drop_emb、trf_blocks.0.att.dropout、trf_blocks.0.drop_shortcut",
+        *("参数总数 163,009,536", "tok_emb 的形状 (50257, 768)", "out_head 的形状 (50257, 768)"),  # 4-11、4-12
+        *("124,412,160", "占内存 621.83 MB", "tok_emb 38,597,376", "trf_blocks 85,026,816"),  # 4-13、4-14
+    ],
+    "example_07_generate_text": [
+        *("【4.7】", "编号 [15496, 11, 314, 716]", "输入形状 (1, 4)"),  # 4-15
         *("(1, 4, 50257)", "(1, 50257)", "27018 ' Feature'", "[[15496, 11, 314, 716, 27018]]"),
-        *("[[15496, 11, 314, 716, 27018, 24086, 47843, 30961, 42348, 7267]]", "【4.7】输出长度 10"),  # 4-16
+        *("[[15496, 11, 314, 716, 27018, 24086, 47843, 30961, 42348, 7267]]", "输出长度 10"),  # 4-16
         "Hello, I am Featureiman Byeswickattribute argue",
     ],
 }
@@ -183,25 +192,27 @@ def test_every_section_of_the_chapter_is_printed():
 
 def test_dummy_gpt_training_logits_are_near_the_books():
     """4-02：dropout 的位置因系统而异，所以只要求在附近。"""
-    row = re.search(r"训练模式，两句开头的 Every： \[(.+?)\]", walkthrough("example_01_dummy_gpt")).group(1)
+    row = re.search(r"训练模式（.+?tensor\(\[\[(.+?)\]", walkthrough("example_01_dummy_gpt")).group(1)
     assert [float(v) for v in row.split(",")] == pytest.approx([-1.2034, 0.3201, -0.7130], abs=0.8)
 
 
 def test_normalized_means_are_zero():
     """4-04、4-05：均值是 0，允许 float32 的零头。"""
     out = walkthrough("example_02_layernorm")
-    shown = re.findall(r"tensor\(\[\[ *(\S+)\], \[ *(\S+?)\]\]", out.split("【4.2】归一化之后")[1])[0]
-    shown += tuple(value for pair in re.findall(r"均值 \[\[(\S+)\], \[(\S+)\]\]", out) for value in pair)
-    assert len(shown) == 6
-    assert all(abs(float(value)) < 1e-6 for value in shown)
+    shown = re.findall(r"归一化之后的均值 \(b, 1\) tensor\(\[\[ *(\S+)\], \[ *(\S+?)\]\]", out)
+    shown += re.findall(r"的均值和方差 tensor\(\[\[ *(\S+)\], \[ *(\S+?)\]\]", out)
+    assert len(shown) == 3
+    assert all(abs(float(value)) < 1e-6 for pair in shown for value in pair)
 
 
 def test_gradients_with_and_without_shortcut():
-    """4-07 和它的后一半：与书上打印的完整数字相差不到百万分之一。"""
-    shown = [float(v) for v in re.findall(r"layers\.\d\.0\.weight 的平均梯度 (\S+)", walkthrough("example_04_shortcut"))]
+    """4-07 和它的后一半：算出来的与书上打印的完整数字相差不到百万分之一，印出来的是它们的前 8 位小数。"""
+    module = load("example_04_shortcut")
     without = [2.0173587836325169e-4, 1.2011159560643137e-4, 7.152039906941354e-4, 1.3988736318424344e-3, 5.049645435065031e-3]
     with_shortcut = [0.22169792652130127, 0.20694105327129364, 0.32896995544433594, 0.2665732502937317, 1.3258541822433472]
-    assert shown == pytest.approx(without + with_shortcut, rel=1e-6)
+    assert module.without + module.with_shortcut == pytest.approx(without + with_shortcut, rel=1e-6)
+    shown = [float(v) for v in re.findall(r"layers\.\d\.0\.weight 的平均梯度 (\S+)", walkthrough("example_04_shortcut"))]
+    assert shown == pytest.approx(without + with_shortcut, rel=1e-6, abs=6e-9)
 
 
 def test_picture_is_written():
@@ -212,21 +223,60 @@ def test_picture_is_written():
     assert float(re.search(r"近似与精确最多相差 (\S+?)，", out).group(1)) == pytest.approx(4.73e-4, abs=1e-6)
 
 
-def test_walkthrough_on_a_gbk_console():
-    """GBK 里没有 ✓，换个写法就是了，不能报错退出。"""
-    code, out, err = run("example_02_layernorm", encoding="gbk")
-    assert (code, err) == (0, "")
-    assert " 手算的归一化结果与原书一致" in out and "常见原因" not in out
-
-
-def test_summary_script_from_another_folder_on_a_gbk_console():
-    """gpt.py：14 个编号与书上逐个相同，GBK 终端、别的文件夹里都能跑。"""
-    code, out, err = run("gpt", encoding="gbk")
+def test_summary_script_from_another_folder():
+    """gpt.py：14 个编号与书上逐个相同，别的文件夹里也能跑。"""
+    code, out, err = run("gpt")
     assert (code, err) == (0, "")
     assert "[15496, 11, 314, 716, 27018, 24086, 47843, 30961, 42348, 7267, 49706, 43231, 47062, 34657]" in out
     assert "Hello, I am Featureiman Byeswickattribute argue logger Normandy Compton analogous" in out
     assert "163,009,536" in out and "124,412,160" in out and "621.83 MB" in out
-    assert "常见原因" not in out
+    assert out.count("✓") == 3 and "✗" not in out
+
+
+# ---------- 故意写错，自查要发现 ----------
+
+
+def broken(tmp_path, name, right, wrong):
+    """把一个脚本里的一段换成错的，再跑一遍；返回打 ✗ 的各条，和全部输出。"""
+    text = (MAIN / f"{name}.py").read_text(encoding="utf-8")
+    assert right in text
+    path = tmp_path / "main" / f"{name}.py"  # 图片写到它上一级的 outputs
+    path.parent.mkdir()
+    path.write_text(text.replace(right, wrong), encoding="utf-8")
+    code, out, err = run_path(path)
+    assert code == 0, err
+    return re.findall(r"✗ (.+?) 常见原因", out), out
+
+
+LAST_LINEAR = 'nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),\n'
+ONE_DROPOUT_TOO_MANY = LAST_LINEAR + '            nn.Dropout(cfg["drop_rate"]),\n'
+
+
+def test_number_of_dropouts():
+    """词嵌入之后 1 个，每个块 2 个，名字也对；前馈网络里一个也没有。"""
+    model = gpt.GPTModel(TINY)
+    found = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)]
+    assert found == ["drop_emb", *[f"trf_blocks.{i}.{name}" for i in range(3) for name in ("att.dropout", "drop_shortcut")]]
+
+
+def test_a_dropout_left_in_feedforward_is_noticed(tmp_path, monkeypatch):
+    """FeedForward 末尾多留一个 Dropout：参数、形状、生成的文字都不变，只有数 Dropout 的那条自查发现它；第一行正是 0.6525 …"""
+    monkeypatch.setenv("LLM_DATA_DIR", str(gpt.find_data("tiktoken").parent))  # 临时文件夹里的脚本也找得到词表
+    failed, out = broken(tmp_path, "example_06_gpt_model", LAST_LINEAR, ONE_DROPOUT_TOO_MANY)
+    assert len(failed) == 1 and failed[0].startswith("模型里正好有 25 个 Dropout")
+    assert "模型里有 37 个 Dropout" in out
+
+
+@pytest.mark.parametrize("name, right, wrong, noticed", [
+    ("example_03_feedforward", LAST_LINEAR, LAST_LINEAR + "            nn.Dropout(0.1),\n", "前馈网络只有三层"),
+    ("example_02_layernorm", "unbiased=False)  # (…, 1)", "unbiased=True)  # (…, 1)", "与 PyTorch 自带的 nn.LayerNorm 相同"),
+    ("example_04_shortcut", "torch.manual_seed(123)\nmodel_with", "model_with", "两个网络的权重逐位相同"),
+    ("example_05_transformer_block", "        shortcut = x\n        x = self.norm1(x)", "        x = self.norm1(x)\n        shortcut = x", "一步一步算的"),
+], ids=["前馈多一个 Dropout", "方差除以 d − 1", "忘了重设种子", "残差加错了"])
+def test_self_check_notices_a_mistake(tmp_path, name, right, wrong, noticed):
+    """几种常见的错：各自那条自查变成 ✗。"""
+    failed, _ = broken(tmp_path, name, right, wrong)
+    assert any(claim.startswith(noticed) for claim in failed), failed
 
 
 # ---------- 与参考实现一致 ----------
@@ -421,20 +471,18 @@ def test_generation_is_greedy(reference):
 # ---------- 命令行 ----------
 
 BAD = {
-    "不认识的参数": ["--no-such-flag"],
-    "参数名写一半": ["--max-new", "3"],
-    "不认识的设备": ["--device", "tpu"],
-    "提示词超过上下文": ["--prompt", "hello " * 1100],
-    "提示词是空的": ["--prompt", ""],
-    "生成 0 个": ["--max-new-tokens", "0"],
-    "生成负数个": ["--max-new-tokens", "-3"],
-    "不是整数": ["--max-new-tokens", "三"],
-    "少了值": ["--prompt"],
+    "不认识的参数": (["--no-such-flag"], "--no-such-flag"),
+    "不认识的设备": (["--device", "tpu"], "没有设备 tpu"),
+    "提示词是空的": (["--prompt", ""], "--prompt 至少要有一个词元"),
+    "生成 0 个": (["--max-new-tokens", "0"], "--max-new-tokens 至少是 1"),
+    "生成负数个": (["--max-new-tokens", "-3"], "--max-new-tokens 至少是 1"),
+    "不是整数": (["--max-new-tokens", "三"], "--max-new-tokens"),
+    "少了值": (["--prompt"], "--prompt"),
 }
 if not torch.backends.mps.is_available():
-    BAD["没有 mps"] = ["--device", "mps"]
+    BAD["没有 mps"] = (["--device", "mps"], "没有设备 mps")
 if not torch.cuda.is_available():
-    BAD["没有 cuda"] = ["--device", "cuda"]
+    BAD["没有 cuda"] = (["--device", "cuda"], "没有设备 cuda")
 
 
 def no_model(*_):
@@ -442,9 +490,9 @@ def no_model(*_):
     raise AssertionError("还没检查完参数就建了模型")
 
 
-@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD.keys())
-def test_bad_input_gets_one_chinese_sentence(arguments, monkeypatch, capsys):
-    """用错时：退出码 2，stderr 恰好一行中文，什么也没算。"""
+@pytest.mark.parametrize("arguments, says", BAD.values(), ids=BAD.keys())
+def test_bad_input_gets_one_sentence(arguments, says, monkeypatch, capsys):
+    """用错时：退出码 2，stderr 的最后一行说清楚，什么也没算。"""
     monkeypatch.setattr(sys, "argv", ["gpt.py", *arguments])
     monkeypatch.setattr(gpt, "GPTModel", no_model)
     with pytest.raises(SystemExit) as stopped:
@@ -452,36 +500,45 @@ def test_bad_input_gets_one_chinese_sentence(arguments, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert stopped.value.code == 2
     assert captured.out == ""
-    assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
-    assert re.match(r"出错了：.*[\u4e00-\u9fff]", captured.err) and "Traceback" not in captured.err
+    assert says in captured.err.splitlines()[-1] and "Traceback" not in captured.err
 
 
 def test_bad_input_in_a_real_process():
     """真的开一个进程也一样，没有多余的输出。"""
     code, out, err = run("gpt", "--max-new-tokens", "0")
     assert (code, out) == (2, "")
-    assert err == "出错了：--max-new-tokens 至少是 1，不能是 0（用 --help 看用法）\n"
+    assert "--max-new-tokens 至少是 1" in err.splitlines()[-1] and "Traceback" not in err
 
 
-@pytest.mark.parametrize("prompt", ["<|endoftext|>", "你好，世界", "\udcff"], ids=["特殊词元", "中文", "坏字节"])
-def test_unusual_prompts_do_not_crash(prompt, monkeypatch, capsys):
-    """少见的提示词：要么照常生成，要么说一句中文，不能抛出异常。换成很小的模型，跑得快。"""
+@pytest.mark.parametrize("name", ["gpt", "example_01_dummy_gpt", "example_06_gpt_model", "example_07_generate_text"])
+def test_missing_vocabulary_gets_one_chinese_sentence(name, tmp_path):
+    """词表没有放好时：一句话说先运行哪条命令，退出码 2。"""
+    path = tmp_path / f"{name}.py"
+    path.write_text((MAIN / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")
+    code, out, err = run_path(path)
+    assert (code, out, err) == (2, "", "找不到 tiktoken，请先运行 python setup/prepare.py\n")
+
+
+PROMPTS = {"特殊词元": "<|endoftext|>", "中文": "你好，世界", "坏字节": "\udcff", "比上下文长": "hello " * 1100}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
+def test_unusual_prompts_work(prompt, monkeypatch, capsys):
+    """少见的提示词照常生成；太长的，模型只看最近的那些词元。换成很小的模型，跑得快。"""
     monkeypatch.setattr(sys, "argv", ["gpt.py", "--prompt", prompt, "--max-new-tokens", "2"])
     monkeypatch.setattr(gpt, "GPT_CONFIG_124M", gpt.GPT_CONFIG_124M | {"emb_dim": 12, "n_layers": 1})
-    try:
-        gpt.main()
-        assert "输出编号" in capsys.readouterr().out
-    except SystemExit as stopped:
-        assert stopped.code == 2 and capsys.readouterr().err.startswith("出错了：")
+    gpt.main()
+    out = capsys.readouterr().out
+    length = int(re.search(r"输入形状　\(1, (\d+)\)", out).group(1))
+    assert f"输出长度　{length + 2} 个词元" in out
 
 
 def test_help_is_chinese(monkeypatch, capsys):
-    """--help 是中文，提到每个参数。"""
+    """--help 里每个参数都有中文说明。"""
     monkeypatch.setattr(sys, "argv", ["gpt.py", "--help"])
     with pytest.raises(SystemExit) as stopped:
         gpt.main()
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert text.startswith("用法：") and "usage" not in text and "show this help" not in text
     for flag in ("--prompt", "--max-new-tokens", "--device"):
         assert re.search(rf"{flag} \S+\s+.*[\u4e00-\u9fff]", text)

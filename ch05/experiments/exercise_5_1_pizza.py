@@ -57,22 +57,26 @@ def main():
     for temperature in (1, 0.1, 5):
         probas = torch.softmax(LOGITS / temperature, dim=0)  # (V,)
         counts[temperature], chances[temperature] = count_pizza(probas, TIMES), probas[PIZZA].item()
-        print(f"  温度 {temperature:<4} 抽中 {counts[temperature]:2} 次　概率 {chances[temperature]:.4f}　该有 {TIMES * chances[temperature]:.1f} 次")
+        drawn, expected = counts[temperature], TIMES * chances[temperature]
+        print(f"  温度 {temperature:<4} 抽中 {drawn:2} 次　概率 {chances[temperature]:.4f}　该有 {expected:.1f} 次")
 
     # 抽 n 次，每次抽中的概率是 p：次数的标准差是 √(n·p·(1 − p))，频率的标准差再除以 n。
     chance = chances[5]
     spread = (chance * (1 - chance) / TIMES) ** 0.5
-    print(f"\n温度 5：频率 {counts[5] / TIMES:.4f}，概率 {chance:.4f}，差 {abs(counts[5] / TIMES - chance) / spread:.1f} 个标准差（两个以内都很平常）")
+    away = abs(counts[5] / TIMES - chance) / spread
+    print(f"\n温度 5：频率 {counts[5] / TIMES:.4f}，概率 {chance:.4f}，差 {away:.1f} 个标准差（两个以内都很平常）")
 
     print("\n③ 温度 5，抽得越多越准")
     probas = torch.softmax(LOGITS / 5, dim=0)  # (V,)
     for times in (100, 10_000, 1_000_000):
         torch.manual_seed(123)
-        frequency = (torch.multinomial(probas, times, replacement=True) == PIZZA).float().mean().item()  # 这里不与书比次数，一口气抽完
-        print(f"  抽 {times:>9,} 次　频率 {frequency:.4f}　误差 {abs(frequency - chance):.4f}　预计的误差 {(chance * (1 - chance) / times) ** 0.5:.4f}")
+        drawn = torch.multinomial(probas, times, replacement=True)  # 这里不与书比次数，一口气抽完
+        frequency, usual = (drawn == PIZZA).float().mean().item(), (chance * (1 - chance) / times) ** 0.5
+        print(f"  抽 {times:>9,} 次　频率 {frequency:.4f}　误差 {abs(frequency - chance):.4f}　预计的误差 {usual:.4f}")
 
     print("\n这个数字对吗？")
-    confirm(f"温度 5 抽中 32 次（得到 {counts[5]}）", counts[5] == 32, "抽之前没有设种子，或一次抽了不止一个；Intel 芯片的 Mac 上，旧版 PyTorch 抽样用的是另一套随机数，对不上是正常的")
+    hint = "抽之前没有设种子，或一次抽了不止一个；Intel 芯片的 Mac 上，旧版 PyTorch 用另一套随机数，对不上是正常的"
+    confirm(f"温度 5 抽中 32 次（得到 {counts[5]}）", counts[5] == 32, hint)
     confirm("温度 5 的概率是 0.0430", abs(chance - 0.0430) < 5e-5, "乘了温度，而不是除以温度")
     confirm("温度 1 和 0.1 一次也没抽中：概率只有万分之一，甚至更小", counts[1] == counts[0.1] == 0, "温度用反了")
     confirm(f"抽一百万次，频率 {frequency:.4f} 与概率相差不到 0.001", abs(frequency - chance) < 1e-3, "抽的时候没有放回")

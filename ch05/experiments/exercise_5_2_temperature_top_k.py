@@ -7,27 +7,27 @@
 　　　　温度高了一定要配 top-k：五万个词元里冷门的加起来概率不小，只要抽中一个，后面就都跟着跑偏。
 
 运行：
-    python ch05/experiments/exercise_5_2_temperature_top_k.py           # 有 ch05/outputs/gpt_mini.pth 就用它，没有就当场训练一个小的
+    python ch05/experiments/exercise_5_2_temperature_top_k.py           # 先训练：python ch05/main/gpt_train.py
     python ch05/experiments/exercise_5_2_temperature_top_k.py --quick   # 每组只写 4 段
-    约 10 秒，0.6 GB（2 核 CPU）；当场训练再加 7 秒
+    约 10 秒，0.6 GB（2 核 CPU）
 
-形状记号：　n 段数　　m 新写的词元数　　b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度　　V 词表大小
+形状记号：　n 段数　m 新写的词元数　b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """
 
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import tiktoken
 import torch
 import torch.nn as nn
 
-OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+# 改这里
+PROMPT = "Every effort moves you"
+NEW_TOKENS = 20
 # 贪心；保守；原样；原书 5.3.3 节的设置；很热，但只在前 25 名里选；很热，不限制。
 SETTINGS = [(0.0, None), (0.5, None), (1.0, None), (1.4, 25), (5.0, 25), (5.0, None)]
-NEW_TOKENS = 20
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -166,99 +166,51 @@ class GPTModel(nn.Module):
 # endregion
 
 
-# region 沿用 ch05/main/gpt_generate.py: generate
-def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
-    """逐个生成词元，可以调温度、限制 top-k，遇到结束符就停。（详解见 ch05/main/gpt_generate.py）"""
-    if not temperature >= 0:
-        raise ValueError(f"温度不能是负数（{temperature}）：0 表示贪心，越大越随机")
-    vocab_size = model.out_head.out_features
-    if top_k is not None and not 1 <= top_k <= vocab_size:
-        raise ValueError(f"top_k 应在 1 到 {vocab_size}（词表大小）之间，不能是 {top_k}；不想限制就不要给")
-    for _ in range(max_new_tokens):
-        idx_cond = idx[:, -context_size:]  # (b, t)
-        with torch.no_grad():
-            logits = model(idx_cond)[:, -1, :]  # (b, V)
-        if top_k is not None:
-            kth = torch.topk(logits, top_k).values[:, -1:]  # (b, 1)
-            logits = torch.where(logits < kth, -torch.inf, logits)  # (b, V)
-        if temperature > 0.0:
-            logits = logits / temperature
-            logits = logits - logits.max(dim=-1, keepdim=True).values
-            probs = torch.softmax(logits, dim=-1)  # (b, V)
-            idx_next = torch.multinomial(probs, num_samples=1)  # (b, 1)
-        else:
-            idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
-        if eos_id is not None and (idx_next == eos_id).all():
-            break
-        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
-    return idx
-
-
-# endregion
-
-
-# region 沿用 ch05/main/gpt_train.py: text_to_token_ids, token_ids_to_text, load_checkpoint
+# region 沿用 ch05/main: text_to_token_ids, token_ids_to_text, generate
 def text_to_token_ids(text, tokenizer):
-    """文本 → 模型的输入。（详解见 ch05/main/gpt_train.py）"""
+    """文本 → 模型的输入，(1, t) 的词元编号。（详解见 ch05/main/example_01_loss.py）"""
     encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
     return torch.tensor(encoded).unsqueeze(0)  # (1, t)
 
 
 def token_ids_to_text(token_ids, tokenizer):
-    """模型的输出 → 文本。（详解见 ch05/main/gpt_train.py）"""
+    """模型的输出 → 文本。（详解见 ch05/main/example_01_loss.py）"""
     return tokenizer.decode(token_ids.squeeze(0).tolist())
 
 
-def load_checkpoint(path):
-    """读检查点。（详解见 ch05/main/gpt_train.py）"""
-    if not path.is_file():
-        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
-    if not isinstance(content, dict) or not {"config", "seed", "text", "initial", "model", "optimizer", "progress"} <= content.keys():
-        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面缺了配置、权重、优化器或进度")
-    return content
+def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
+    """逐个生成词元，可以调温度、限制 top-k，遇到结束词元就停。（详解见 ch05/main/example_03_decoding.py）"""
+    if not temperature >= 0:
+        raise ValueError(f"温度不能是 {temperature}：0 表示贪心，越大越随意")
+    if top_k is not None and not 1 <= top_k <= model.out_head.out_features:
+        raise ValueError(f"top_k 应在 1 到 {model.out_head.out_features}（词表大小）之间，不能是 {top_k}")
+    finished = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)  # (b, 1)
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)
+        with torch.no_grad():
+            logits = model(idx_cond)  # (b, t, V)
+        logits = logits[:, -1, :]  # (b, V)
+        if top_k is not None:
+            top_logits, _ = torch.topk(logits, top_k)  # (b, k)
+            min_val = top_logits[:, -1:]  # (b, 1)
+            logits = torch.where(logits < min_val, -torch.inf, logits)  # (b, V)
+        if temperature > 0.0:
+            logits = logits / temperature
+            logits = logits - logits.max(dim=-1, keepdim=True).values  # (b, V)
+            probs = torch.softmax(logits, dim=-1)  # (b, V)
+            idx_next = torch.multinomial(probs, num_samples=1)  # (b, 1)
+        else:
+            idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        if eos_id is not None:
+            idx_next = torch.where(finished, eos_id, idx_next)  # (b, 1)
+            finished = idx_next == eos_id  # (b, 1)
+            if finished.all():
+                break
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
 
 
 # endregion
-
-
-def trained_model(checkpoint, steps=60):
-    """得到一个训练过的模型：有 gpt_train.py 的检查点就用，没有就当场训练一个小的。
-
-    参数:
-        checkpoint (Path): 检查点，多半是 ch05/outputs/gpt_mini.pth
-        steps (int): 当场训练的话，训练几步
-
-    返回:
-        tuple[GPTModel, dict, str]: 模型（已经 eval）、配置、它的来历
-    """
-    try:
-        content = load_checkpoint(checkpoint)
-        model = GPTModel(content["config"])
-        model.load_state_dict(content["model"])
-        return model.eval(), content["config"], f"gpt_train.py 训练的 {checkpoint}"
-    except (ValueError, RuntimeError, KeyError, TypeError):  # 还没训练过，或文件不是它存的
-        pass
-    config = {"vocab_size": 50257, "context_length": 64, "emb_dim": 64, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
-    path = find_data("the-verdict.txt", "story-en.txt")
-    # 只背开头的 1000 个词元，几秒钟就能成句；真正的训练见 gpt_train.py。
-    ids = text_to_token_ids(read_text(path), tiktoken.get_encoding("gpt2"))[0, :1000]  # (n,)
-    torch.manual_seed(123)
-    model = GPTModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    for _ in range(steps):
-        batch = ids.unfold(0, 65, 1)[torch.randint(len(ids) - 64, (2,))]  # (b, t + 1)　随机取两段，输入和目标错开一位
-        optimizer.zero_grad()
-        logits = model(batch[:, :-1])  # (b, t, V)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
-        optimizer.step()
-    return model.eval(), config, f"当场用 {path.name} 的开头训练了 {steps} 步的小模型，损失 {loss.item():.2f}（先运行 python ch05/main/gpt_train.py，就换成 mini）"
 
 
 def write(model, idx, n, context_size, temperature, top_k):
@@ -287,7 +239,7 @@ def write(model, idx, n, context_size, temperature, top_k):
     return new, len(set(map(tuple, new.tolist()))), repeated, chosen.mean().exp().item()
 
 
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -296,20 +248,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -330,35 +272,34 @@ def confirm(claim, ok, hint):
 def main():
     """六组设置各写几段，量三样东西，再读两段。"""
     parser = argparse.ArgumentParser(description="练习 5.2　温度和 top-k")
-    parser.add_argument("--prompt", default="Every effort moves you", help="提示词（默认：Every effort moves you）")
     parser.add_argument("--quick", action="store_true", help="每组只写 4 段")
-    args = parser.parse_args()
-    n = 4 if args.quick else 10
-    try:
-        model, config, origin = trained_model(OUTPUTS / "gpt_mini.pth", steps=20 if args.quick else 60)
-        tokenizer = tiktoken.get_encoding("gpt2")
-        idx = text_to_token_ids(args.prompt, tokenizer)  # (1, t)
-        most = config["context_length"] - NEW_TOKENS
-        if not 1 <= idx.shape[1] <= most:
-            raise ValueError(f"提示词有 {idx.shape[1]} 个词元，应在 1 到 {most} 之间（要留出新写的 {NEW_TOKENS} 个）")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(f"模型　{origin}")
-    print(f"\n①② 每组写 {n} 段，每段 {NEW_TOKENS} 个词元")
-    distinct, probability = {}, {}
-    for temperature, top_k in SETTINGS:
-        new, distinct[temperature, top_k], repeated, probability[temperature, top_k] = write(model, idx, n, config["context_length"], temperature, top_k)
-        title = f"温度 {temperature}　top-k {top_k or '不限'}"
-        print(f"\n  {title}　不同的 {distinct[temperature, top_k]} 段　重复 {repeated:.0%}　选中的概率 {probability[temperature, top_k]:.1e}")
-        for row in new[:2]:  # 读两段
-            print(f"    {token_ids_to_text(row, tokenizer)!r}")
+    n = 4 if parser.parse_args().quick else 10
 
-    print("\n③ 怎么选：要准、要能重复（查事实、写代码、分类），温度 0 到 0.5；要新鲜（起名、编故事、出主意），温度 1 到 1.5，配 top-k")
+    path = find_data("gpt_mini.pth")
+    ckpt = torch.load(path, map_location="cpu", weights_only=True)
+    model = GPTModel(ckpt["config"])
+    model.load_state_dict(ckpt["model"])
+    model.eval()
+    tokenizer = tiktoken.get_encoding("gpt2")
+    idx = text_to_token_ids(PROMPT, tokenizer)  # (1, t)
+
+    print(f"模型　{path}\n\n①② 每组写 {n} 段，每段 {NEW_TOKENS} 个词元；③ 读其中两段")
+    distinct, probability = {}, {}
+    for setting in SETTINGS:
+        temperature, top_k = setting
+        new, distinct[setting], repeated, probability[setting] = write(model, idx, n, ckpt["config"]["context_length"], temperature, top_k)
+        title = f"温度 {temperature}　top-k {top_k or '不限'}"
+        print(f"\n  {title}　不同的 {distinct[setting]} 段　重复 {repeated:.0%}　选中的概率 {probability[setting]:.1e}")
+        for row in new[:2]:
+            print(f"    {token_ids_to_text(row, tokenizer)!r}")
+    ratio = probability[5.0, 25] / probability[5.0, None]
+    print(f"\n温度都是 5，加上 top-k 25，选中的词元可能性高了 {ratio:,.0f} 倍。哪几组你会用来查事实，哪几组用来起名字？")
 
     print("\n这个数字对吗？")
     confirm("贪心只写得出 1 段", distinct[0.0, None] == 1, "忘了 model.eval()，dropout 开着")
-    confirm("温度越高，选中的词元越冷门：0.5 > 1 > 5", probability[0.5, None] > probability[1.0, None] > probability[5.0, None], "乘了温度，而不是除以温度")
-    confirm("同样是温度 5，top-k 25 把概率拉了回来", probability[5.0, 25] > probability[5.0, None], "top-k 没有挡住冷门的词元")
+    colder = probability[0.5, None] > probability[1.0, None] > probability[5.0, None]
+    confirm("温度越高，选中的词元越冷门：0.5 > 1 > 5", colder, "乘了温度，而不是除以温度")
+    confirm("同样是温度 5，top-k 25 把概率拉了回来", ratio > 1, "top-k 没有挡住冷门的词元")
     confirm("温度 5、不限 top-k，每一段都不同", distinct[5.0, None] == n, "每一段用了同样的随机数")
 
 

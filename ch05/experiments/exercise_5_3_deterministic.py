@@ -7,24 +7,23 @@
 　　　　固定种子只是"可以重来"，不是没有随机：种子、温度、提示词，变一样就变一段话。top_k=1 时温度多高都没用，第一名的概率总是 1。
 
 运行：
-    python ch05/experiments/exercise_5_3_deterministic.py           # 有 ch05/outputs/gpt_mini.pth 就用它，没有就当场训练一个小的
+    python ch05/experiments/exercise_5_3_deterministic.py           # 先训练：python ch05/main/gpt_train.py
     python ch05/experiments/exercise_5_3_deterministic.py --quick   # 只写 8 个词元
-    约 13 秒，0.6 GB（2 核 CPU）；当场训练再加 7 秒
+    约 13 秒，0.6 GB（2 核 CPU）
 
-形状记号：　b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度　　V 词表大小
+形状记号：　b 批大小　t 序列长度（词元数）　m 新写的词元数　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """
 
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import tiktoken
 import torch
 import torch.nn as nn
 
-OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+# 改这里
 SETTINGS = {
     "温度 0": {"temperature": 0.0},
     "温度 0，top_k 25": {"temperature": 0.0, "top_k": 25},
@@ -33,7 +32,6 @@ SETTINGS = {
     "温度 0.01": {"temperature": 0.01},  # 几乎是贪心：差 0.1 分，概率就差 e¹⁰ 倍
     "top_k 25，温度 1.4": {"temperature": 1.4, "top_k": 25},
 }
-CERTAIN = list(SETTINGS)[:4]  # 前四种应当没有随机
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -184,30 +182,46 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 # endregion
 
 
-# region 沿用 ch05/main/gpt_generate.py: generate
+# region 沿用 ch05/main: text_to_token_ids, token_ids_to_text, generate
+def text_to_token_ids(text, tokenizer):
+    """文本 → 模型的输入，(1, t) 的词元编号。（详解见 ch05/main/example_01_loss.py）"""
+    encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    return torch.tensor(encoded).unsqueeze(0)  # (1, t)
+
+
+def token_ids_to_text(token_ids, tokenizer):
+    """模型的输出 → 文本。（详解见 ch05/main/example_01_loss.py）"""
+    return tokenizer.decode(token_ids.squeeze(0).tolist())
+
+
 def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
-    """逐个生成词元，可以调温度、限制 top-k，遇到结束符就停。（详解见 ch05/main/gpt_generate.py）"""
+    """逐个生成词元，可以调温度、限制 top-k，遇到结束词元就停。（详解见 ch05/main/example_03_decoding.py）"""
     if not temperature >= 0:
-        raise ValueError(f"温度不能是负数（{temperature}）：0 表示贪心，越大越随机")
-    vocab_size = model.out_head.out_features
-    if top_k is not None and not 1 <= top_k <= vocab_size:
-        raise ValueError(f"top_k 应在 1 到 {vocab_size}（词表大小）之间，不能是 {top_k}；不想限制就不要给")
+        raise ValueError(f"温度不能是 {temperature}：0 表示贪心，越大越随意")
+    if top_k is not None and not 1 <= top_k <= model.out_head.out_features:
+        raise ValueError(f"top_k 应在 1 到 {model.out_head.out_features}（词表大小）之间，不能是 {top_k}")
+    finished = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)  # (b, 1)
     for _ in range(max_new_tokens):
         idx_cond = idx[:, -context_size:]  # (b, t)
         with torch.no_grad():
-            logits = model(idx_cond)[:, -1, :]  # (b, V)
+            logits = model(idx_cond)  # (b, t, V)
+        logits = logits[:, -1, :]  # (b, V)
         if top_k is not None:
-            kth = torch.topk(logits, top_k).values[:, -1:]  # (b, 1)
-            logits = torch.where(logits < kth, -torch.inf, logits)  # (b, V)
+            top_logits, _ = torch.topk(logits, top_k)  # (b, k)
+            min_val = top_logits[:, -1:]  # (b, 1)
+            logits = torch.where(logits < min_val, -torch.inf, logits)  # (b, V)
         if temperature > 0.0:
             logits = logits / temperature
-            logits = logits - logits.max(dim=-1, keepdim=True).values
+            logits = logits - logits.max(dim=-1, keepdim=True).values  # (b, V)
             probs = torch.softmax(logits, dim=-1)  # (b, V)
             idx_next = torch.multinomial(probs, num_samples=1)  # (b, 1)
         else:
             idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
-        if eos_id is not None and (idx_next == eos_id).all():
-            break
+        if eos_id is not None:
+            idx_next = torch.where(finished, eos_id, idx_next)  # (b, 1)
+            finished = idx_next == eos_id  # (b, 1)
+            if finished.all():
+                break
         idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
     return idx
 
@@ -215,66 +229,7 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
 # endregion
 
 
-# region 沿用 ch05/main/gpt_train.py: text_to_token_ids, token_ids_to_text, load_checkpoint
-def text_to_token_ids(text, tokenizer):
-    """文本 → 模型的输入。（详解见 ch05/main/gpt_train.py）"""
-    encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
-    return torch.tensor(encoded).unsqueeze(0)  # (1, t)
-
-
-def token_ids_to_text(token_ids, tokenizer):
-    """模型的输出 → 文本。（详解见 ch05/main/gpt_train.py）"""
-    return tokenizer.decode(token_ids.squeeze(0).tolist())
-
-
-def load_checkpoint(path):
-    """读检查点。（详解见 ch05/main/gpt_train.py）"""
-    if not path.is_file():
-        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
-    if not isinstance(content, dict) or not {"config", "seed", "text", "initial", "model", "optimizer", "progress"} <= content.keys():
-        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面缺了配置、权重、优化器或进度")
-    return content
-
-
-# endregion
-
-
-# region 沿用 ch05/experiments/exercise_5_2_temperature_top_k.py: trained_model
-def trained_model(checkpoint, steps=60):
-    """得到一个训练过的模型：有 gpt_train.py 的检查点就用，没有就当场训练一个小的。（详解见 ch05/experiments/exercise_5_2_temperature_top_k.py）"""
-    try:
-        content = load_checkpoint(checkpoint)
-        model = GPTModel(content["config"])
-        model.load_state_dict(content["model"])
-        return model.eval(), content["config"], f"gpt_train.py 训练的 {checkpoint}"
-    except (ValueError, RuntimeError, KeyError, TypeError):
-        pass
-    config = {"vocab_size": 50257, "context_length": 64, "emb_dim": 64, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
-    path = find_data("the-verdict.txt", "story-en.txt")
-    ids = text_to_token_ids(read_text(path), tiktoken.get_encoding("gpt2"))[0, :1000]  # (n,)
-    torch.manual_seed(123)
-    model = GPTModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    for _ in range(steps):
-        batch = ids.unfold(0, 65, 1)[torch.randint(len(ids) - 64, (2,))]  # (b, t + 1)
-        optimizer.zero_grad()
-        logits = model(batch[:, :-1])  # (b, t, V)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
-        optimizer.step()
-    return model.eval(), config, f"当场用 {path.name} 的开头训练了 {steps} 步的小模型，损失 {loss.item():.2f}（先运行 python ch05/main/gpt_train.py，就换成 mini）"
-
-
-# endregion
-
-
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -283,20 +238,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -318,37 +263,41 @@ def main():
     """每组设置换 5 个种子，数一数写出了几种，再与 generate_text_simple 比。"""
     parser = argparse.ArgumentParser(description="练习 5.3　怎样让 generate 每次都写一样的话")
     parser.add_argument("--quick", action="store_true", help="只写 8 个词元")
-    args = parser.parse_args()
-    try:
-        model, config, origin = trained_model(OUTPUTS / "gpt_mini.pth", steps=20 if args.quick else 60)
-        tokenizer = tiktoken.get_encoding("gpt2")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    idx = text_to_token_ids("Every effort moves you", tokenizer)  # (1, t)
-    new_tokens, context_size = 8 if args.quick else 20, config["context_length"]
-    greedy = generate_text_simple(model, idx, new_tokens, context_size)  # (1, t + new_tokens)
-    print(f"模型　{origin}\n贪心　{token_ids_to_text(greedy, tokenizer)!r}")
+    new_tokens = 8 if parser.parse_args().quick else 20
+
+    path = find_data("gpt_mini.pth")
+    ckpt = torch.load(path, map_location="cpu", weights_only=True)
+    model = GPTModel(ckpt["config"])
+    model.load_state_dict(ckpt["model"])
+    model.eval()
+    tokenizer = tiktoken.get_encoding("gpt2")
+    idx, context_size = text_to_token_ids("Every effort moves you", tokenizer), ckpt["config"]["context_length"]  # (1, t)
+    greedy = generate_text_simple(model, idx, new_tokens, context_size)  # (1, t + m)
+    print(f"模型　{path}\n贪心　{token_ids_to_text(greedy, tokenizer)!r}")
 
     print("\n①② 换 5 个种子")
-    kinds, same = {}, {}
+    certain = True  # 温度 0 或 top_k 1 的几组，是不是都只写出贪心的那一段
     for title, setting in SETTINGS.items():
-        texts = []
+        texts = set()
         for seed in range(5):
             torch.manual_seed(seed)
-            texts.append(tuple(generate(model, idx, new_tokens, context_size, **setting)[0].tolist()))
-        kinds[title], same[title] = len(set(texts)), set(texts) == {tuple(greedy[0].tolist())}
-        print(f"  {title:<18}　写出 {kinds[title]} 种　{'与' if same[title] else '不都与'} generate_text_simple 相同")
+            texts.add(tuple(generate(model, idx, new_tokens, context_size, **setting)[0].tolist()))
+        same = texts == {tuple(greedy[0].tolist())}
+        print(f"  {title:<18}　写出 {len(texts)} 种　{'与' if same else '不都与'} generate_text_simple 相同")
+        if setting["temperature"] == 0 or setting.get("top_k") == 1:
+            certain = certain and same
 
     print("\n③ 固定种子")
     again = []
     for _ in range(2):
         torch.manual_seed(123)
-        again.append(generate(model, idx, new_tokens, context_size, temperature=1.4, top_k=25))  # (1, t + new_tokens)
-    print(f"  种子 123，温度 1.4，写两遍：{'相同' if torch.equal(*again) else '不同'}；与贪心{'相同' if torch.equal(again[0], greedy) else '不同'}")
+        again.append(generate(model, idx, new_tokens, context_size, temperature=1.4, top_k=25))  # (1, t + m)
+    twice, plain = ("相同" if torch.equal(again[0], other) else "不同" for other in (again[1], greedy))
+    print(f"  种子 123，温度 1.4，写两遍：{twice}；与贪心{plain}")
 
     print("\n这个数字对吗？")
-    confirm("温度 0 或 top_k=1，换种子也只有 1 种", all(kinds[title] == 1 for title in CERTAIN), "忘了 model.eval()，dropout 开着")
-    confirm("而且与 generate_text_simple 逐个词元相同", all(same[title] for title in CERTAIN), "top-k 的门槛取错了名次，或温度 0 时还在抽签")
+    hint = "忘了 model.eval()，top-k 的门槛取错了名次，或温度 0 时还在抽签"
+    confirm("温度 0 或 top_k=1：5 个种子只写出 1 种，与 generate_text_simple 逐个词元相同", certain, hint)
     confirm("固定种子，写两遍相同", torch.equal(*again), "两遍之间没有重新设种子")
 
 

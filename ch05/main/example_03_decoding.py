@@ -175,62 +175,16 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 # endregion
 
 
-# region 沿用 ch05/main/gpt_train.py: text_to_token_ids, token_ids_to_text, load_checkpoint
+# region 沿用 ch05/main: text_to_token_ids, token_ids_to_text
 def text_to_token_ids(text, tokenizer):
-    """文本 → 模型的输入。（详解见 ch05/main/gpt_train.py）"""
+    """文本 → 模型的输入，(1, t) 的词元编号。（详解见 ch05/main/example_01_loss.py）"""
     encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
     return torch.tensor(encoded).unsqueeze(0)  # (1, t)
 
 
 def token_ids_to_text(token_ids, tokenizer):
-    """模型的输出 → 文本。（详解见 ch05/main/gpt_train.py）"""
+    """模型的输出 → 文本。（详解见 ch05/main/example_01_loss.py）"""
     return tokenizer.decode(token_ids.squeeze(0).tolist())
-
-
-def load_checkpoint(path):
-    """读检查点。（详解见 ch05/main/gpt_train.py）"""
-    if not path.is_file():
-        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
-    if not isinstance(content, dict) or not {"config", "seed", "text", "initial", "model", "optimizer", "progress"} <= content.keys():
-        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面缺了配置、权重、优化器或进度")
-    return content
-
-
-# endregion
-
-
-# region 沿用 ch05/main/gpt_generate.py: generate
-def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
-    """逐个生成词元，可以调温度、限制 top-k，遇到结束符就停。（详解见 ch05/main/gpt_generate.py）"""
-    if not temperature >= 0:
-        raise ValueError(f"温度不能是负数（{temperature}）：0 表示贪心，越大越随机")
-    vocab_size = model.out_head.out_features
-    if top_k is not None and not 1 <= top_k <= vocab_size:
-        raise ValueError(f"top_k 应在 1 到 {vocab_size}（词表大小）之间，不能是 {top_k}；不想限制就不要给")
-    for _ in range(max_new_tokens):
-        idx_cond = idx[:, -context_size:]  # (b, t)
-        with torch.no_grad():
-            logits = model(idx_cond)[:, -1, :]  # (b, V)
-        if top_k is not None:
-            kth = torch.topk(logits, top_k).values[:, -1:]  # (b, 1)
-            logits = torch.where(logits < kth, -torch.inf, logits)  # (b, V)
-        if temperature > 0.0:
-            logits = logits / temperature
-            logits = logits - logits.max(dim=-1, keepdim=True).values
-            probs = torch.softmax(logits, dim=-1)  # (b, V)
-            idx_next = torch.multinomial(probs, num_samples=1)  # (b, 1)
-        else:
-            idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
-        if eos_id is not None and (idx_next == eos_id).all():
-            break
-        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
-    return idx
 
 
 # endregion
@@ -245,7 +199,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -381,8 +336,69 @@ print("【5.3.2】重新归一化　　", topk_probas)
 hot = softmax_with_temperature(new_logits, 5)  # (V,)
 print(f"【5.3.2】先 top-k 再用温度 5：pizza 的概率从 {scaled_probas[2][vocab['pizza']]:.4f} 变成 {hot[vocab['pizza']]:.4f}")
 
+
 # %% 5.3.3　合在一起：generate
-# 每一步怎么写，见 gpt_generate.py；这里看它与贪心的差别。
+def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
+    """逐个生成词元，可以调温度、限制 top-k，遇到结束词元就停。
+
+    参数:
+        model (nn.Module): 语言模型，(b, t) → (b, t, V)；应先调用 model.eval()
+        idx (Tensor): 提示词的词元编号，(b, t)
+        max_new_tokens, context_size (int): 最多再生成几个词元；模型一次最多看几个
+        temperature (float): 0 表示贪心；小于 1 更保守，大于 1 更随意
+        top_k (int 或 None): 只在分数最高的 k 个里选；None 表示不限制
+        eos_id (int 或 None): 结束词元的编号，如 50256；None 表示写满 max_new_tokens 个
+
+    形状:
+        输入 (b, t) → 输出 (b, t + m)，m 是生成的个数
+
+    返回:
+        Tensor: 提示词连同新生成的词元；一批里先写完的行，后面填的都是结束词元
+
+    异常:
+        ValueError: temperature 为负，或 top_k 不在 1 到词表大小之间
+
+    出处: 原书 5.3.3 节
+    """
+    if not temperature >= 0:  # 写成 not >=，连 nan 也挡住
+        raise ValueError(f"温度不能是 {temperature}：0 表示贪心，越大越随意")
+    if top_k is not None and not 1 <= top_k <= model.out_head.out_features:
+        raise ValueError(f"top_k 应在 1 到 {model.out_head.out_features}（词表大小）之间，不能是 {top_k}")
+
+    finished = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)  # (b, 1)　哪些行已经写完
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)　太长时只留最近的 context_size 个
+        with torch.no_grad():
+            logits = model(idx_cond)  # (b, t, V)
+        logits = logits[:, -1, :]  # (b, V)　只有最后一个位置是新问题
+
+        # ① top-k：第 k 名以外的分数改成 -inf，softmax 之后概率正好是 0，再大的温度也轮不到它们。
+        if top_k is not None:
+            top_logits, _ = torch.topk(logits, top_k)  # (b, k)　从大到小
+            min_val = top_logits[:, -1:]  # (b, 1)　每一行自己的门槛：第 k 名的分数
+            logits = torch.where(logits < min_val, -torch.inf, logits)  # (b, V)
+
+        if temperature > 0.0:
+            # ② 温度：除以大于 1 的数，分数的差距缩小，分布变平，冷门的词元也有机会；除以小于 1 的数则相反。
+            logits = logits / temperature
+            # softmax 只看分数之差，减去最大值不改变结果；加上这一行，是为了 MPS 上也算出与 CPU 相同的概率。
+            logits = logits - logits.max(dim=-1, keepdim=True).values  # (b, V)
+            probs = torch.softmax(logits, dim=-1)  # (b, V)
+            # ③ 按概率抽一个，而不是总选最大的：同一个提示词，每次可以写出不同的话。
+            idx_next = torch.multinomial(probs, num_samples=1)  # (b, 1)
+        else:
+            idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+
+        # ④ 结束：写完的行不再写新词，只填结束词元，等着别的行；全都写完了才停。
+        if eos_id is not None:
+            idx_next = torch.where(finished, eos_id, idx_next)  # (b, 1)
+            finished = idx_next == eos_id  # (b, 1)
+            if finished.all():
+                break
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
+
+
 torch.manual_seed(123)
 sampled_ids = generate(model, prompt, max_new_tokens=15, context_size=config["context_length"], top_k=25, temperature=1.4)  # (1, t + 15)
 print("\n【5.3.3】top_k 25，温度 1.4：", repr(token_ids_to_text(sampled_ids, tokenizer)))

@@ -162,9 +162,9 @@ class GPTModel(nn.Module):
 # endregion
 
 
-# region 沿用 ch05/main/gpt_train.py: calc_loss_batch
+# region 沿用 ch05/main: calc_loss_batch
 def calc_loss_batch(input_batch, target_batch, model, device):
-    """一批数据的损失：模型给正确的下一个词元的概率，取负对数，再对所有位置求平均。（详解见 ch05/main/gpt_train.py）"""
+    """一批的损失：模型给正确的下一个词元的概率，取对数、取负，再对所有位置求平均。（详解见 ch05/main/example_01_loss.py）"""
     input_batch, target_batch = input_batch.to(device), target_batch.to(device)
     logits = model(input_batch)  # (b, t, V)
     return nn.functional.cross_entropy(logits.flatten(0, 1), target_batch.flatten())  # (b·t, V)，(b·t,)

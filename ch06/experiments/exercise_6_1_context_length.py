@@ -1,9 +1,9 @@
 """第 6 章 · 练习 6.1　填充到整个上下文长度
 
 题目：　书里把短信填充到训练集最长的那条（120 个词元）。一律填充到模型的上下文长度（GPT-2 是 1024，mini 是 256），测试准确率会变吗？
-先想：　多出来的全是填充词元，一个字也没多；可是作答的位置，离短信的最后一个字又远了八百多个词元……
+先想：　多出来的全是填充词元，一个字也没多；可是作答的位置，离短信的最后一个字又远了几百个词元……
 解法：　只改 SpamDataset 的 max_length，两次微调并排比：① 测试准确率；② 用时，注意力要算的格子是长度的平方。
-动手改：用 --max-length 试试别的长度，比如 40：比最长的还短，会截断，它反而更快，准确率掉了多少？
+动手改：把 longer 改成 40：比最长的还短，会截断，它反而更快，准确率掉了多少？
 
 运行：
     python ch06/experiments/exercise_6_1_context_length.py
@@ -13,13 +13,9 @@
 
 import argparse
 import csv
-import io
 import os
-import re
-import subprocess
 import sys
 import time
-import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -27,14 +23,16 @@ import numpy as np
 import tiktoken
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset, Subset
 
-LABELS = {"ham": 0, "spam": 1}
-BATCH_SIZE, WEIGHT_DECAY, EVAL_FREQ, EVAL_ITER = 8, 0.1, 50, 5  # 与 gpt_class_finetune.py 相同
-MINI_EPOCHS = 3  # mini 训练 3 轮就看得出差别；124M 仍是书上的 5 轮
+# 改这里：与 gpt_class_finetune.py 相同
+NUM_EPOCHS = 5
+LEARNING_RATE = 5e-5
+BATCH_SIZE = 8
+EVAL_FREQ, EVAL_ITER = 50, 5
+
+WEIGHTS = {"mini": "gpt_mini.pth", "124M": "gpt2-124M.pth"}  # 都是第 5 章写出来的
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -173,364 +171,94 @@ class GPTModel(nn.Module):
 # endregion
 
 
-# region 沿用 ch05/main/gpt_generate.py: MODEL_CONFIGS, BASE_CONFIG, SIZES, assign, load_weights_into_gpt, memory_needed, check_memory, read_weights, load_model
-MODEL_CONFIGS = {
-    "gpt2-small (124M)": {"emb_dim": 768, "n_layers": 12, "n_heads": 12},
-    "gpt2-medium (355M)": {"emb_dim": 1024, "n_layers": 24, "n_heads": 16},
-    "gpt2-large (774M)": {"emb_dim": 1280, "n_layers": 36, "n_heads": 20},
-    "gpt2-xl (1558M)": {"emb_dim": 1600, "n_layers": 48, "n_heads": 25},
-}
-
-
-BASE_CONFIG = {"vocab_size": 50257, "context_length": 1024, "drop_rate": 0.0, "qkv_bias": True}
-
-
-SIZES = {"mini": {"emb_dim": 192, "n_layers": 4, "n_heads": 6}} | {name.split("(")[1][:-1]: sizes for name, sizes in MODEL_CONFIGS.items()}
-
-
-def assign(left, right):
-    """把一个数组变成模型的参数；形状不同就报错。（详解见 ch05/main/gpt_generate.py）"""
-    if left is None:
-        raise ValueError("模型里没有这个偏置：OpenAI 的权重带 Q、K、V 的偏置，建模型时要 qkv_bias=True")
-    if left.shape != right.shape:
-        raise ValueError(f"形状不同：模型里是 {tuple(left.shape)}，权重是 {tuple(right.shape)}，多半是模型的配置与权重不是一种规模")
-    return nn.Parameter(torch.tensor(right, dtype=left.dtype, device=left.device))
-
-
-def load_weights_into_gpt(gpt, params):
-    """把 OpenAI 的权重装进我们的 GPTModel：同样的零件，两边起的名字和摆法不同，逐个对上。（详解见 ch05/main/gpt_generate.py）"""
-    if len(gpt.trf_blocks) != len(params["blocks"]):
-        raise ValueError(f"模型有 {len(gpt.trf_blocks)} 块，权重有 {len(params['blocks'])} 块，不是一种规模")
-    gpt.tok_emb.weight = assign(gpt.tok_emb.weight, params["wte"])  # (V, d)
-    gpt.pos_emb.weight = assign(gpt.pos_emb.weight, params["wpe"])  # (n_ctx, d)
-    for block, block_params in zip(gpt.trf_blocks, params["blocks"]):
-        attn, mlp = block_params["attn"], block_params["mlp"]
-        weights = np.split(attn["c_attn"]["w"], 3, axis=-1)
-        biases = np.split(attn["c_attn"]["b"], 3, axis=-1)
-        for linear, w, b in zip((block.att.W_query, block.att.W_key, block.att.W_value), weights, biases):
-            linear.weight = assign(linear.weight, w.T)  # (d, d)
-            linear.bias = assign(linear.bias, b)  # (d,)
-        for linear, part in [(block.att.out_proj, attn["c_proj"]), (block.ff.layers[0], mlp["c_fc"]), (block.ff.layers[2], mlp["c_proj"])]:
-            linear.weight = assign(linear.weight, part["w"].T)
-            linear.bias = assign(linear.bias, part["b"])
-        for norm, part in [(block.norm1, block_params["ln_1"]), (block.norm2, block_params["ln_2"])]:
-            norm.scale = assign(norm.scale, part["g"])  # (d,)
-            norm.shift = assign(norm.shift, part["b"])  # (d,)
-    gpt.final_norm.scale = assign(gpt.final_norm.scale, params["g"])  # (d,)
-    gpt.final_norm.shift = assign(gpt.final_norm.shift, params["b"])  # (d,)
-    gpt.out_head.weight = assign(gpt.out_head.weight, params["wte"])  # (V, d)
-
-
-def memory_needed(config):
-    """估计模型占多少内存：不建模型，用公式数出参数，每个 4 字节。（详解见 ch05/main/gpt_generate.py）"""
-    d, n_layers, n_ctx = config["emb_dim"], config["n_layers"], config["context_length"]
-    parameters = (2 * config["vocab_size"] + n_ctx) * d + n_layers * (12 * d * d + 13 * d) + 2 * d
-    masks = n_layers * n_ctx * n_ctx
-    return (4 * parameters + masks) / 2**30
-
-
-def check_memory(config):
-    """建模型之前，看看这台机器装不装得下；不看的话，建到一半会被系统杀掉，什么提示也没有。（详解见 ch05/main/gpt_generate.py）"""
-    memory, need = total_memory(), memory_needed(config) + 0.5
-    if memory is not None and need > memory:
-        fit = [f"--size {size}" for size, sizes in SIZES.items() if memory_needed(BASE_CONFIG | sizes) + 0.5 <= memory]
-        raise ValueError(f"这个模型约要 {need:.1f} GB 内存，这台机器只有 {memory:.1f} GB；装得下的有：{'、'.join(fit) or '没有'}")
-
-
-def read_weights(path):
-    """读一个权重文件，先不管它是哪一种。（详解见 ch05/main/gpt_generate.py）"""
-    if not path.is_file():
-        raise ValueError(f"找不到 {path}；要用自己训练的模型，请先运行 python ch05/main/gpt_train.py")
-    try:
-        with open(path, "rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"
-        if is_safetensors:
-            content = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-        saved, state = content.get("config"), content.get("model", content.get("model_state_dict", content))
-        masks = ("att.mask", "attn.bias", "attn.masked_bias")
-        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items() if not name.endswith(masks)}
-        usable = bool(state) and all(tensor.is_floating_point() for tensor in state.values())
-    except Exception:
-        usable = False
-    if not usable:
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是 GPT 的检查点、权重")
-    return saved, state
-
-
-def load_model(path, size=None):
-    """认出文件是哪一种，建好模型，装上权重。（详解见 ch05/main/gpt_generate.py）"""
-    path = Path(path)
-    saved, state = read_weights(path)
-    openai = saved is None and "wte.weight" in state
-    kind = "OpenAI 格式的权重" if openai else "状态字典" if saved is None else "检查点"
-    tok, pos, norm = ("wte.weight", "wpe.weight", "ln_1.weight") if openai else ("tok_emb.weight", "pos_emb.weight", "norm1.scale")
-    layers = sum(name.endswith(norm) for name in state)
-    if not {tok, pos} <= state.keys() or state[tok].dim() != 2 or state[pos].dim() != 2 or layers == 0:
-        raise ValueError(f"{path} 不是 GPT 的权重（第一项叫 {min(state)}）")
-    (vocab_size, width), n_ctx = state[tok].shape, state[pos].shape[0]
-    found = next((name for name, sizes in SIZES.items() if (sizes["emb_dim"], sizes["n_layers"]) == (width, layers)), None)
-    if size and found != size:
-        raise ValueError(f"{path} 是 {found or '别的规模'}（{layers} 层、{width} 维），不是 {size}；去掉 --size，或换一个文件")
-    if saved is None:
-        if found is None or openai and found == "mini":
-            raise ValueError(f"{path} 是 {layers} 层、{width} 维，不是 GPT-2 的四种规模之一，不知道有几个头")
-        saved = SIZES[found]
-    config = BASE_CONFIG | {"vocab_size": vocab_size, "context_length": n_ctx, "emb_dim": width, "n_layers": layers}
-    config["qkv_bias"] = openai or "trf_blocks.0.att.W_query.bias" in state
-    try:
-        config["n_heads"] = int(saved["n_heads"])
-        agreed = vocab_size == 50257 and config["n_heads"] > 0 and all(saved[key] == config[key] for key in saved.keys() & config.keys() - {"drop_rate"})
-    except Exception:
-        agreed = False
-    if not agreed:
-        raise ValueError(f"{path} 里写的配置与权重对不上，或词表不是 GPT-2 的（{vocab_size} 个词元）")
-    check_memory(config)
-    model = GPTModel(config)
-    if openai:
-        load_weights_into_gpt(model, load_gpt2_params_from_safetensors(path, GPT2_SETTINGS[found]))
-        return model, config, kind
-    try:
-        model.load_state_dict(state | dict(model.named_buffers()))
-    except RuntimeError:
-        raise ValueError(f"{path} 里的权重与 {layers} 层、{width} 维的 GPTModel 对不上：名字或形状不同") from None
-    return model, config, kind
-
-
-# endregion
-
-
-# region 沿用 ch05/main/gpt_download.py: GPT2_SETTINGS, find_gpt2_file, gpt2_shapes, load_gpt2_params_from_safetensors
-GPT2_SETTINGS = {
-    "124M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12},
-    "355M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24},
-    "774M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1280, "n_head": 20, "n_layer": 36},
-    "1558M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48},
-}
-
-
-def find_gpt2_file(model_size, models_dir=None):
-    """找一种规模的权重文件 gpt2-规模.safetensors。（详解见 ch05/main/gpt_download.py）"""
-    if model_size not in GPT2_SETTINGS:
-        raise ValueError(f"没有 {model_size} 这种规模，可选：{'、'.join(GPT2_SETTINGS)}")
-    name = f"gpt2-{model_size}.safetensors"
-    if models_dir and (Path(models_dir) / name).is_file():
-        return Path(models_dir) / name
-    try:
-        return find_data(name)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"找不到 {name}，请先下载：python setup/download.py gpt2-{model_size}") from None
-
-
-def gpt2_shapes(settings):
-    """列出 GPT-2 的权重文件里应有的每一项：名字和形状。（详解见 ch05/main/gpt_download.py）"""
-    d = settings["n_embd"]
-    block = {
-        "ln_1.weight": (d,), "ln_1.bias": (d,),
-        "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
-        "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,),
-        "ln_2.weight": (d,), "ln_2.bias": (d,),
-        "mlp.c_fc.weight": (d, 4 * d), "mlp.c_fc.bias": (4 * d,),
-        "mlp.c_proj.weight": (4 * d, d), "mlp.c_proj.bias": (d,),
-    }
-    shapes = {"wte.weight": (settings["n_vocab"], d), "wpe.weight": (settings["n_ctx"], d)}
-    for layer in range(settings["n_layer"]):
-        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
-
-
-def load_gpt2_params_from_safetensors(path, settings):
-    """把一个 safetensors 文件里的权重，整理成原书的 params：按层、按部件一级一级地放。（详解见 ch05/main/gpt_download.py）"""
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError):
-        raise ValueError(f"{path} 读不出来：不是 safetensors 文件，或没有下载完整（核对：python setup/download.py --verify）") from None
-    with file:
-        stored = {name.removeprefix("transformer."): name for name in file.keys()}
-        names = [name for name in stored if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight", name)]
-        wanted, found = gpt2_shapes(settings), {name: tuple(file.get_slice(stored[name]).get_shape()) for name in names}
-        for size, other in GPT2_SETTINGS.items():
-            if found != wanted and found == gpt2_shapes(other):
-                raise ValueError(f"{path} 是 {size} 的权重，要的却是 {settings['n_layer']} 层、{settings['n_embd']} 维的")
-        wrong = [f"少了 {name}" for name in wanted if name not in found] + [f"多出 {name}" for name in found if name not in wanted]
-        wrong += [f"{name} 的形状是 {found[name]}，应是 {wanted[name]}" for name in wanted if found.get(name, wanted[name]) != wanted[name]]
-        if wrong:
-            raise ValueError(f"{path} 不是 {settings['n_layer']} 层、{settings['n_embd']} 维的 GPT-2，有 {len(wrong)} 处对不上：{wrong[0]}")
-        params = {"blocks": [{} for _ in range(settings["n_layer"])]}
-        outside = {"wte.weight": "wte", "wpe.weight": "wpe", "ln_f.weight": "g", "ln_f.bias": "b"}
-        for name in wanted:
-            tensor = file.get_tensor(stored[name])
-            if not tensor.is_floating_point():
-                raise ValueError(f"{path} 里 {name} 是整数（{tensor.dtype}），是量化过的权重，这里读不了")
-            inner, key = params, outside.get(name)
-            if key is None:
-                _, layer, *parts, last = name.split(".")
-                inner = params["blocks"][int(layer)]
-                for part in parts:
-                    inner = inner.setdefault(part, {})
-                key = "b" if last == "bias" else "g" if parts[0].startswith("ln") else "w"
-            inner[key] = tensor.float().numpy()
-        if "lm_head.weight" in stored and not file.get_tensor(stored["lm_head.weight"]).float().equal(file.get_tensor(stored["wte.weight"]).float()):
-            raise ValueError(f"{path} 的输出层与词嵌入不是同一个矩阵，原书的 params 里没有放它的地方")
-    return params
-
-
-# endregion
-
-
-# region 沿用 ch05/main/gpt_train.py: calc_loss_loader, evaluate_model, get_rng_state, set_rng_state
-def calc_loss_loader(data_loader, model, device, num_batches=None):
-    """一个数据集的平均损失。（详解见 ch05/main/gpt_train.py）"""
-    losses = [calc_loss_batch(inputs, targets, model, device).item() for inputs, targets in islice(data_loader, num_batches)]
-    return sum(losses) / len(losses) if losses else float("nan")
-
-
-def evaluate_model(model, train_loader, val_loader, device, eval_iter):
-    """在训练集和验证集上各看几批，估计损失。（详解见 ch05/main/gpt_train.py）"""
-    model.eval()
-    with torch.no_grad():
-        train_loss = calc_loss_loader(train_loader, model, device, num_batches=eval_iter)
-        val_loss = calc_loss_loader(val_loader, model, device, num_batches=eval_iter)
-    model.train()
-    return train_loss, val_loss
-
-
-def get_rng_state(device):
-    """记下随机数发生器此刻的状态：打乱数据用 CPU 的，dropout 用计算设备的。（详解见 ch05/main/gpt_train.py）"""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        state[device.type] = torch.get_device_module(device).get_rng_state()
-    return state
-
-
-def set_rng_state(state, device):
-    """把随机数发生器恢复到 get_rng_state 记下的状态。（详解见 ch05/main/gpt_train.py）"""
-    torch.set_rng_state(state["cpu"])
-    if device.type in state and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[device.type])
-
-
-# endregion
-
-
-# region 沿用 ch06/main/gpt_class_finetune.py: FINETUNE_SETTINGS, choose_start, load_messages, create_balanced_dataset, random_split, SpamDataset
-FINETUNE_SETTINGS = {
-    "default": {"learning_rate": 5e-5, "num_epochs": 5, "trainable": "last_block"},
-    "mini": {"learning_rate": 3e-4, "num_epochs": 5, "trainable": "all"},
-}
-
-
-def choose_start(size, from_file, quick=False):
-    """决定从哪份预训练权重开始微调；mini 还没有训练过，就先训练一个。（详解见 ch06/main/gpt_class_finetune.py）"""
-    if from_file:
-        return Path(from_file)
-    if size is None:
-        try:
-            return find_gpt2_file("124M")
-        except FileNotFoundError:
-            size = "mini"
-    if size != "mini":
-        return find_gpt2_file(size)
-    chapter = Path(globals().get("__file__", "notebook.ipynb")).resolve().parents[2] / "ch05"
-    path = chapter / "outputs" / "gpt_mini.pth"
-    if path.is_file():
-        try:
-            done = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["progress"]["epoch"]
-        except Exception:
-            done = 15
-        if done < 15:
-            print(f"注意　{path.name} 只预训练了 {done} 轮（完整的是 15 轮），结果会差一些；补完它：python ch05/main/gpt_train.py --resume")
-        return path
-    if quick:
-        return None
-    print("还没有预训练过的 mini，先训练一个：python ch05/main/gpt_train.py（约 90 秒，只要这一次）", flush=True)
-    if subprocess.run([sys.executable, str(chapter / "main" / "gpt_train.py")]).returncode != 0:
-        raise OSError("mini 没有训练成，原因见上面；可以先单独运行 python ch05/main/gpt_train.py，或用 --from-file 指定别的权重")
-    return path
-
-
+# region 沿用 ch06/main: load_messages, create_balanced_dataset, random_split, to_csv, SpamDataset, add_classification_head
 def load_messages(path):
-    """读短信：每行「标签<制表符>正文」。（详解见 ch06/main/gpt_class_finetune.py）"""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t")
-    rows, problems, start = [], [], 1
+    """读短信：每行是「标签<制表符>正文」，标签是 ham（正常）或 spam（垃圾）。（详解见 ch06/main/example_01_data.py）"""
     try:
-        for row in reader:
-            if len(row) == 2 and row[0] in LABELS and row[1].strip():
-                rows.append((row[0], row[1]))
-            elif row:
-                wrong = "没有制表符" if len(row) == 1 else "制表符不止一个" if len(row) > 2 else "正文是空的" if row[0] in LABELS else f"标签 {row[0]!r} 不是 ham 或 spam"
-                problems.append(f"第 {start} 行{wrong}")
-            start = reader.line_num + 1
-    except csv.Error:
-        problems.append(f"第 {start} 行的引号没有配对")
-    if problems:
-        more = f"……共 {len(problems)} 处" if len(problems) > 3 else ""
-        raise ValueError(f"{path} 的格式不对：{'；'.join(problems[:3])}{more}。每行应是「ham 或 spam<制表符>正文」")
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [tuple(row) for row in csv.reader(file, delimiter="\t") if row]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对") from None
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 2 or row[0] not in ("ham", "spam") or not row[1].strip():
+            found = "\t".join(row)[:40]
+            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」")
     return rows
 
 
 def create_balanced_dataset(rows):
-    """让两类一样多：多的那一类随机抽，少的那一类全要。（详解见 ch06/main/gpt_class_finetune.py）"""
+    """让两类一样多：多的那一类只留一部分，少的那一类全要。（详解见 ch06/main/example_01_data.py）"""
     ham = [row for row in rows if row[0] == "ham"]
     spam = [row for row in rows if row[0] == "spam"]
     if not ham or not spam:
-        raise ValueError(f"数据里只有 {len(ham)} 条 ham、{len(spam)} 条 spam，两类都要有才能学着分辨")
+        raise ValueError(f"数据里有 {len(ham)} 条 ham、{len(spam)} 条 spam，两类都要有才能学着分辨")
     n = min(len(ham), len(spam))
     shuffled = np.random.RandomState(123).permutation(len(ham))
     return [ham[i] for i in shuffled[:n]] + spam[:n]
 
 
 def random_split(rows, train_frac, validation_frac):
-    """打乱，再切成训练集、验证集、测试集。（详解见 ch06/main/gpt_class_finetune.py）"""
+    """打乱，再切成训练集、验证集、测试集。（详解见 ch06/main/example_01_data.py）"""
     rows = [rows[i] for i in np.random.RandomState(123).permutation(len(rows))]
     train_end = int(len(rows) * train_frac)
     validation_end = train_end + int(len(rows) * validation_frac)
     return rows[:train_end], rows[train_end:validation_end], rows[validation_end:]
 
 
-class SpamDataset(Dataset):
-    """短信的数据集：先分好词，再一律填充到同样长。（详解见 ch06/main/gpt_class_finetune.py）"""
+def to_csv(rows, csv_file):
+    """写成 CSV，第一行是列名，与 pandas 的 to_csv(index=None) 写出的相同。（详解见 ch06/main/example_01_data.py）"""
+    csv_file.parent.mkdir(exist_ok=True)
+    part = csv_file.with_suffix(f".{os.getpid()}")
+    with open(part, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+    os.replace(part, csv_file)
 
-    def __init__(self, rows, tokenizer, max_length=None, pad_token_id=50256):
-        self.labels = [LABELS[label] for label, _ in rows]
-        self.encoded_texts = [tokenizer.encode(text, disallowed_special=()) for _, text in rows]
+
+class SpamDataset(Dataset):
+    """短信的数据集：先分好词，再一律填充到同样长。（详解见 ch06/main/example_02_dataloader.py）"""
+
+    def __init__(self, csv_file, tokenizer, max_length=None, pad_token_id=50256):
+        with open(csv_file, encoding="utf-8", newline="") as file:
+            self.data = list(csv.DictReader(file))
+        self.encoded_texts = [tokenizer.encode(row["Text"], disallowed_special=()) for row in self.data]
         if max_length is None:
             self.max_length = self._longest_encoded_length()
         else:
             self.max_length = max_length
             self.encoded_texts = [encoded_text[: self.max_length] for encoded_text in self.encoded_texts]
-        self.encoded_texts = [encoded_text + [pad_token_id] * (self.max_length - len(encoded_text)) for encoded_text in self.encoded_texts]
+        self.encoded_texts = [
+            encoded_text + [pad_token_id] * (self.max_length - len(encoded_text)) for encoded_text in self.encoded_texts
+        ]
 
     def __getitem__(self, index):
-        return torch.tensor(self.encoded_texts[index], dtype=torch.long), torch.tensor(self.labels[index], dtype=torch.long)
+        return (
+            torch.tensor(self.encoded_texts[index], dtype=torch.long),
+            torch.tensor(int(self.data[index]["Label"]), dtype=torch.long),
+        )
 
     def __len__(self):
-        return len(self.labels)
+        return len(self.data)
 
     def _longest_encoded_length(self):
         return max(len(encoded_text) for encoded_text in self.encoded_texts)
 
 
-# endregion
-
-
-# region 沿用 ch06/main/gpt_class_finetune.py: add_classification_head, calc_accuracy_loader, calc_loss_batch, train_classifier_simple
-def add_classification_head(model, num_classes=2, trainable="last_block", seed=123):
-    """把语言模型改成分类器：换掉输出层，决定哪些层参加训练。（详解见 ch06/main/gpt_class_finetune.py）"""
+def add_classification_head(model, num_classes=2):
+    """把语言模型改成分类器：全部冻结，换掉输出层，再解冻最后一块和最后的归一化。就地修改 model。（详解见 ch06/main/example_03_classification_head.py）"""
     for param in model.parameters():
-        param.requires_grad = trainable == "all"
-    torch.manual_seed(seed)
-    model.out_head = nn.Linear(model.out_head.in_features, num_classes)
+        param.requires_grad = False
+    model.out_head = nn.Linear(in_features=model.out_head.in_features, out_features=num_classes)
     for part in (model.trf_blocks[-1], model.final_norm):
         for param in part.parameters():
             param.requires_grad = True
 
 
+# endregion
+
+
+# region 沿用 ch06/main: calc_accuracy_loader, calc_loss_batch, calc_loss_loader, evaluate_model, train_classifier_simple
 def calc_accuracy_loader(data_loader, model, device, num_batches=None):
-    """准确率（accuracy）：答对的比例。（详解见 ch06/main/gpt_class_finetune.py）"""
+    """准确率：答对的条数 ÷ 看过的条数。（详解见 ch06/main/example_04_loss_and_accuracy.py）"""
     model.eval()
     correct_predictions, num_examples = 0, 0
     for input_batch, target_batch in islice(data_loader, num_batches):
@@ -544,151 +272,83 @@ def calc_accuracy_loader(data_loader, model, device, num_batches=None):
 
 
 def calc_loss_batch(input_batch, target_batch, model, device):
-    """一批的损失：一条短信就是一道选择题，只用最后一个位置的分数作答。（详解见 ch06/main/gpt_class_finetune.py）"""
+    """一批的损失：一条短信就是一道选择题，只用最后一个位置的分数作答。（详解见 ch06/main/example_04_loss_and_accuracy.py）"""
     input_batch, target_batch = input_batch.to(device), target_batch.to(device)
     logits = model(input_batch)[:, -1, :]  # (b, 2)
     return nn.functional.cross_entropy(logits, target_batch)
 
 
-def train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, progress=None, save=None):
-    """微调的训练循环：与预训练的相同，只是数样本不数词元，每轮结束看准确率而不是看它写的话。（详解见 ch06/main/gpt_class_finetune.py）"""
-    if progress is None:
-        progress = {"epoch": 0, "batch": 0, "step": -1, "examples_seen": 0, "train_losses": [], "val_losses": [], "train_accs": [], "val_accs": []}
-    p = progress
-    bar = tqdm(total=num_epochs * len(train_loader), initial=p["step"] + 1, unit=" 步", desc="微调", mininterval=1, ncols=80)
-    for epoch in range(p["epoch"], num_epochs):
+def calc_loss_loader(data_loader, model, device, num_batches=None):
+    """一个数据集的平均损失，与第 5 章的相同。（详解见 ch06/main/example_04_loss_and_accuracy.py）"""
+    losses = []
+    for input_batch, target_batch in islice(data_loader, num_batches):
+        losses.append(calc_loss_batch(input_batch, target_batch, model, device).item())
+    return sum(losses) / len(losses) if losses else float("nan")
+
+
+def evaluate_model(model, train_loader, val_loader, device, eval_iter):
+    """两个集的平均损失，与第 5 章的相同。（详解见 ch06/main/example_05_finetune_classifier.py）"""
+    model.eval()
+    with torch.no_grad():
+        train_loss = calc_loss_loader(train_loader, model, device, num_batches=eval_iter)
+        val_loss = calc_loss_loader(val_loader, model, device, num_batches=eval_iter)
+    model.train()
+    return train_loss, val_loss
+
+
+def train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter):
+    """微调的训练循环。与第 5 章的 train_model_simple 只差两处：数样本不数词元，每轮结束看准确率，不看它写的话。（详解见 ch06/main/example_05_finetune_classifier.py）"""
+    train_losses, val_losses, train_accs, val_accs = [], [], [], []
+    examples_seen, global_step = 0, -1
+    for epoch in range(num_epochs):
         model.train()
-        now = get_rng_state(device)
-        if p["batch"] == 0:
-            p["epoch_rng"] = now
-        set_rng_state(p["epoch_rng"], device)
-        batches = iter(train_loader)
-        if p["batch"] > 0:
-            next(islice(batches, p["batch"] - 1, None))
-            set_rng_state(now, device)
-        for input_batch, target_batch in batches:
+        for input_batch, target_batch in train_loader:
             optimizer.zero_grad()
             loss = calc_loss_batch(input_batch, target_batch, model, device)
             loss.backward()
             optimizer.step()
-            p["examples_seen"] += input_batch.shape[0]
-            p["step"] += 1
-            p["batch"] += 1
-            bar.update()
-            if p["step"] % eval_freq == 0:
+            examples_seen += input_batch.shape[0]
+            global_step += 1
+            if global_step % eval_freq == 0:
                 train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
-                p["train_losses"].append(train_loss)
-                p["val_losses"].append(val_loss)
-                tqdm.write(f"第 {epoch + 1} 轮　第 {p['step']:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}")
-                if save:
-                    save(p)
+                train_losses.append(train_loss)
+                val_losses.append(val_loss)
+                print(f"第 {epoch + 1} 轮　第 {global_step:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}", flush=True)
         train_accuracy = calc_accuracy_loader(train_loader, model, device, num_batches=eval_iter)
         val_accuracy = calc_accuracy_loader(val_loader, model, device, num_batches=eval_iter)
-        tqdm.write(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（各看 {eval_iter} 批）")
-        p["train_accs"].append(train_accuracy)
-        p["val_accs"].append(val_accuracy)
-        p["epoch"], p["batch"] = epoch + 1, 0
-        if save:
-            save(p)
-    bar.close()
-    return p["train_losses"], p["val_losses"], p["train_accs"], p["val_accs"], p["examples_seen"]
+        print(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（各看 {eval_iter} 批）")
+        train_accs.append(train_accuracy)
+        val_accs.append(val_accuracy)
+    return train_losses, val_losses, train_accs, val_accs, examples_seen
 
 
 # endregion
 
 
-def finetune(args, title, max_length=None, trainable=None, wrap=None):
-    """从同一份权重、同一个种子开始，微调一次，量三个集合的准确率。只有后三个参数不同，结果的差别就只来自它们。
-
-    参数:
-        args (argparse.Namespace): 命令行参数，见 exercise_parser
-        title (str): 这一次叫什么，印在结果前面
-        max_length (int 或 None): 填充到多长；None 表示训练集里最长的那条
-        trainable (str 或 None): "last_block" 或 "all"；None 表示这种规模的默认
-        wrap (callable 或 None): 把模型再包一层；None 表示不包
-
-    返回:
-        dict: accuracy 三个集合的准确率、seconds 秒数、count 参加训练的参数个数、max_length、model、loaders
-
-    异常:
-        ValueError: 数据或权重有问题
-    """
-    device = pick_device(args.device)
-    path = args.data or find_data("SMSSpamCollection.tsv", "messages.tsv")
-    parts = random_split(create_balanced_dataset(load_messages(path)), 0.7, 0.1)
-    if len(parts[0]) < BATCH_SIZE or not parts[1]:
-        raise ValueError(f"{path} 太少：凑不出一批（{BATCH_SIZE} 条）训练数据，每一类至少要 6 条")
-    start = choose_start("mini" if args.quick and not args.size else args.size, args.from_file, args.quick)
-    if start:
-        model, config, _ = load_model(start, args.size)
-    else:
-        config = BASE_CONFIG | SIZES["mini"] | {"context_length": 256, "qkv_bias": False}
-        torch.manual_seed(args.seed)
-        model = GPTModel(config)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    settings = FINETUNE_SETTINGS["mini" if config["emb_dim"] < 768 else "default"]
-    num_epochs = args.epochs or (1 if args.quick else MINI_EPOCHS if config["emb_dim"] < 768 else settings["num_epochs"])
-    print(f"\n【{title}】数据 {path}　权重 {start or '随机的，没有预训练'}")
-
-    # --quick：取前几条，最长也只到 64，流程一步不少；大模型一步要好几秒，取得更少。
-    few = None if not args.quick else 16 if config["emb_dim"] < 768 else 8
-    tokenizer = tiktoken.get_encoding("gpt2")
-    longest = SpamDataset(parts[0][:few], tokenizer).max_length
-    max_length = min(longest if max_length is None else max_length, 64 if args.quick else config["context_length"])
-    datasets = [SpamDataset(part[:few], tokenizer, max_length=max_length) for part in parts]
-    torch.manual_seed(args.seed)
+# region 沿用 ch06/main/gpt_class_finetune.py: make_loaders
+def make_loaders(data_path, tokenizer, context_length, max_length=None, quick=False):
+    """6.2–6.3 节：平衡、切分、写成三个 CSV，再凑成批。（详解见 ch06/main/gpt_class_finetune.py）"""
+    balanced = create_balanced_dataset(load_messages(data_path))
+    if len(balanced) < 12:
+        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，凑不出一批训练数据，每一类至少要 6 条")
+    numbered = [({"ham": 0, "spam": 1}[label], text) for label, text in balanced]
+    for name, part in zip(("train", "validation", "test"), random_split(numbered, 0.7, 0.1)):
+        to_csv(part, OUTPUTS / f"{name}.csv")
+    if max_length is None:
+        max_length = min(SpamDataset(OUTPUTS / "train.csv", tokenizer).max_length, context_length)
+    datasets = [SpamDataset(OUTPUTS / f"{name}.csv", tokenizer, max_length) for name in ("train", "validation", "test")]
+    if quick:
+        datasets = [Subset(dataset, range(min(40, len(dataset)))) for dataset in datasets]
+    torch.manual_seed(123)
     train_loader = DataLoader(datasets[0], batch_size=BATCH_SIZE, shuffle=True, num_workers=0, drop_last=True)
-    val_loader, test_loader = (DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=0, drop_last=False) for dataset in datasets[1:])
-    add_classification_head(model, num_classes=2, trainable=trainable or settings["trainable"], seed=args.seed)
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    model = (wrap(model) if wrap else model).to(device)
-    print(f"【{title}】每批 ({BATCH_SIZE}, {max_length})，训练 {count:,} 个参数，{num_epochs} 轮")
-
-    torch.manual_seed(args.seed)
-    fused = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 4)  # 旧版 PyTorch 在 CPU 上没有它
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=fused)
-    began = time.monotonic()
-    train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER)
-    seconds = time.monotonic() - began
-    accuracy = [calc_accuracy_loader(loader, model, device) for loader in (train_loader, val_loader, test_loader)]
-    return {"title": title, "accuracy": accuracy, "seconds": seconds, "count": count, "max_length": max_length, "context_length": config["context_length"], "model": model}
+    rest = [DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=0, drop_last=False) for dataset in datasets[1:]]
+    return [train_loader, *rest], max_length
 
 
-def print_table(results):
-    """并排打印几次微调的结果。
-
-    参数:
-        results (list[dict]): finetune 的返回值
-    """
-    print("\n" + "　" * 12 + "    训练     验证     测试     用时")
-    for result in results:
-        train, val, test = result["accuracy"]
-        print(f"{result['title']:　<12}{train:8.2%} {val:8.2%} {test:8.2%} {result['seconds']:6.0f} 秒")
+# endregion
 
 
-def exercise_parser(description):
-    """这一章几个练习共用的命令行参数。
-
-    参数:
-        description (str): 练习是做什么的
-
-    返回:
-        ChineseParser: 还可以再加参数
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--size", choices=SIZES, help="从哪种规模开始（默认：有 124M 的权重就用 124M，没有就用 mini）")
-    parser.add_argument("--from-file", type=Path, help="从这个权重文件开始")
-    parser.add_argument("--data", type=Path, help="短信文件（默认：找到的 SMSSpamCollection.tsv，没有就用自带的 messages.tsv）")
-    parser.add_argument("--epochs", type=int, help="每次训练几轮（默认：mini 3，其余 5）")
-    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
-    parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123，与原书相同）")
-    parser.add_argument("--quick", action="store_true", help="只用少量短信训练 1 轮，看看流程；这时的准确率没有意义")
-    return parser
-
-
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -697,20 +357,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -718,7 +368,7 @@ def read_text(path):
 os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
-# region 沿用 setup/device_check.py: pick_device, total_memory
+# region 沿用 setup/device_check.py: pick_device
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
@@ -726,14 +376,6 @@ def pick_device(name="auto"):
     if not available.get(name):
         raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
-
-
-def total_memory():
-    """这台机器的内存。（详解见 setup/device_check.py）"""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 # endregion
@@ -749,28 +391,93 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-def main():
-    """填充到最长的那条，与填充到整个上下文，各微调一次。"""
-    parser = exercise_parser("练习 6.1　填充到整个上下文长度")
-    parser.add_argument("--max-length", type=int, help="第二次填充到多长（默认：模型的上下文长度）")
-    args = parser.parse_args()
-    if args.epochs is not None and args.epochs < 1 or args.max_length is not None and args.max_length < 1:
-        parser.error("--epochs 和 --max-length 至少是 1")
-    try:
-        # ---- 解答：只改 SpamDataset 的 max_length，别的一个字不动 ----
-        baseline = finetune(args, "填充到最长的那条")
-        variant = finetune(args, "填充到上下文长度" if args.max_length is None else f"填充到{args.max_length}", max_length=args.max_length or baseline["context_length"])
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print_table([baseline, variant])
+def load_classifier(weights):
+    """6.4–6.5 节：装上预训练的权重，换成分类头。
 
-    print("\n学到什么")
-    print("　　书上（124M，只训练最后一块）：填充到 120 是 95.67%，填充到 1024 只有 78.33%：作答的位置离短信太远，中间九成以上是填充。")
-    print("　　mini 的上下文只有 256，填充得没有那么离谱，准确率几乎不变，用时却是好几倍。多长才有害，要量过才知道；多出来的计算，一定是白费的。")
+    参数:
+        weights (Path): 第 5 章写的权重，{"config", "model"}
+
+    返回:
+        tuple[GPTModel, dict]: 分类器，只有最后一块、最后的归一化和输出层参加训练；它的配置
+    """
+    ckpt = torch.load(weights, map_location="cpu", weights_only=True)
+    config = ckpt["config"] | {"drop_rate": 0.0}
+    model = GPTModel(config)
+    model.load_state_dict(ckpt["model"])
+    torch.manual_seed(123)
+    add_classification_head(model, num_classes=2)
+    return model, config
+
+
+def finetune(title, model, loaders, device, num_epochs):
+    """6.7 节：微调一次，量三个集合的准确率。起点、种子、设置都相同，结果的差别就只来自改动的那一处。
+
+    参数:
+        title (str): 这一次叫什么
+        model (GPTModel): 分类器
+        loaders (list[DataLoader]): 训练、验证、测试的加载器
+        device (torch.device): 在哪里算
+        num_epochs (int): 几轮
+
+    返回:
+        str: 结果表里的一行：三个准确率和用时
+    """
+    print(f"\n【{title}】")
+    model.to(device)
+    torch.manual_seed(123)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
+    start = time.time()
+    train_classifier_simple(model, loaders[0], loaders[1], optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER)
+    seconds = time.time() - start
+    accuracy = [calc_accuracy_loader(loader, model, device) for loader in loaders]
+    return f"{title:　<10}" + "".join(f"{value:9.2%}" for value in accuracy) + f"{seconds:8.0f} 秒"
+
+
+def compare(args):
+    """填充到最长的那条，与填充到整个上下文长度，各微调一次。
+
+    参数:
+        args (argparse.Namespace): 命令行参数，见 main
+    """
+    device, tokenizer = pick_device(args.device), tiktoken.get_encoding("gpt2")
+    weights, data_path = find_data(WEIGHTS[args.size]), args.data or find_data("SMSSpamCollection.tsv", "messages.tsv")
+    num_epochs = 1 if args.quick else NUM_EPOCHS
+    print(f"数据 {data_path}　权重 {weights}")
+
+    # ---- 解答：只改填充到多长，别的一个字不动 ----
+    model, config = load_classifier(weights)
+    loaders, longest = make_loaders(data_path, tokenizer, config["context_length"], quick=args.quick)
+    rows = [finetune(f"填充到 {longest:>4}", model, loaders, device, num_epochs)]
+
+    model, config = load_classifier(weights)
+    longer = 2 * longest if args.quick else config["context_length"]
+    loaders, _ = make_loaders(data_path, tokenizer, config["context_length"], max_length=longer, quick=args.quick)
+    rows.append(finetune(f"填充到 {longer:>4}", model, loaders, device, num_epochs))
+
+    print("\n" + "　" * 10 + "     训练     验证     测试      用时")
+    print("\n".join(rows))
+    print("书上（124M，原书的数据）：填充到 120 是 95.67%，填充到 1024 是 78.33%。你的差多少，是准确率掉得多，还是时间花得多？")
+    # 多出来的词元没有一点新内容，计算却一步不少；作答的位置又离短信更远，注意力要从更长的一串填充里把它找出来。
 
     print("\n这个数字对吗？")
-    confirm("两次参加训练的参数一样多：只有长度不同", baseline["count"] == variant["count"], "两次的 trainable 不同")
-    confirm(f"长度没有超过模型的上下文 {variant['context_length']}", variant["max_length"] <= variant["context_length"], "少了 min")
+    inputs, _ = loaders[0].dataset[0]
+    confirm(f"第二次每条都是 {longer} 个词元", len(inputs) == longer, "max_length 没有传进 SpamDataset")
+    kept = [i for i in inputs.tolist() if i != 50256]
+    confirm("多出来的全是填充词元：去掉它们，剩下的不超过原来的长度", len(kept) <= longest, "填充词元不是 50256")
+
+
+def main():
+    """练习 6.1 的命令行。"""
+    parser = argparse.ArgumentParser(description="练习 6.1　填充到整个上下文长度")
+    parser.add_argument("--size", choices=WEIGHTS, default="mini", help="从哪份预训练的权重开始（默认：mini）")
+    parser.add_argument("--data", type=Path, help="短信文件（默认：原书的，没有就用自带的）")
+    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
+    parser.add_argument("--quick", action="store_true", help="只用几十条短信训练 1 轮，看看流程；这时的准确率没有意义")
+    args = parser.parse_args()
+    try:
+        compare(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

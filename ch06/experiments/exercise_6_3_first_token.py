@@ -3,23 +3,20 @@
 题目：　不用最后一个位置的分数，改用第一个位置的，测试准确率会变吗？
 先想：　因果掩码下，第一个位置看得见什么？
 解法：　把 [:, -1, :] 换成 [:, 0, :]，两次微调并排比：① 测试准确率；② 第二行也不是 50%：只看短信的第一个词，能猜对多少？
-动手改：把 FirstToken 里的 [:, :1, :] 换成 [:, :5, :]，用第 5 个词元作答：看得见 5 个词元，准确率回来了多少？（第一条自查会变成 ✗）
+动手改：把 POSITIONS 里的 0 换成 4，用第 5 个词元作答：看得见 5 个词元，准确率回来了多少？（第一条自查会变成 ✗）
 
 运行：
     python ch06/experiments/exercise_6_3_first_token.py
     python ch06/experiments/exercise_6_3_first_token.py --size 124M         # 书上的答案：95.67% → 75.00%
-    mini 约 68 秒，0.8 GB（2 核 CPU）
+    python setup/copy_forward.py diff ch06/experiments/exercise_6_3_first_token.py    # 只改了哪两行
+    mini 约 2 分钟，0.8 GB（2 核 CPU）
 """
 
 import argparse
 import csv
-import io
 import os
-import re
-import subprocess
 import sys
 import time
-import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -27,14 +24,17 @@ import numpy as np
 import tiktoken
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset, Subset
 
-LABELS = {"ham": 0, "spam": 1}
-BATCH_SIZE, WEIGHT_DECAY, EVAL_FREQ, EVAL_ITER = 8, 0.1, 50, 5  # 与 gpt_class_finetune.py 相同
-MINI_EPOCHS = 3  # mini 训练 3 轮就看得出差别；124M 仍是书上的 5 轮
+# 改这里：与 gpt_class_finetune.py 相同
+NUM_EPOCHS = 5
+LEARNING_RATE = 5e-5
+BATCH_SIZE = 8
+EVAL_FREQ, EVAL_ITER = 50, 5
+POSITIONS = (-1, 0)  # 用哪个位置作答：先最后一个，再第一个
+
+WEIGHTS = {"mini": "gpt_mini.pth", "124M": "gpt2-124M.pth"}  # 都是第 5 章写出来的
+OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -173,223 +173,130 @@ class GPTModel(nn.Module):
 # endregion
 
 
-# region 沿用 ch05/main/gpt_generate.py: MODEL_CONFIGS, BASE_CONFIG, SIZES, assign, load_weights_into_gpt, memory_needed, check_memory, read_weights, load_model
-MODEL_CONFIGS = {
-    "gpt2-small (124M)": {"emb_dim": 768, "n_layers": 12, "n_heads": 12},
-    "gpt2-medium (355M)": {"emb_dim": 1024, "n_layers": 24, "n_heads": 16},
-    "gpt2-large (774M)": {"emb_dim": 1280, "n_layers": 36, "n_heads": 20},
-    "gpt2-xl (1558M)": {"emb_dim": 1600, "n_layers": 48, "n_heads": 25},
-}
-
-
-BASE_CONFIG = {"vocab_size": 50257, "context_length": 1024, "drop_rate": 0.0, "qkv_bias": True}
-
-
-SIZES = {"mini": {"emb_dim": 192, "n_layers": 4, "n_heads": 6}} | {name.split("(")[1][:-1]: sizes for name, sizes in MODEL_CONFIGS.items()}
-
-
-def assign(left, right):
-    """把一个数组变成模型的参数；形状不同就报错。（详解见 ch05/main/gpt_generate.py）"""
-    if left is None:
-        raise ValueError("模型里没有这个偏置：OpenAI 的权重带 Q、K、V 的偏置，建模型时要 qkv_bias=True")
-    if left.shape != right.shape:
-        raise ValueError(f"形状不同：模型里是 {tuple(left.shape)}，权重是 {tuple(right.shape)}，多半是模型的配置与权重不是一种规模")
-    return nn.Parameter(torch.tensor(right, dtype=left.dtype, device=left.device))
-
-
-def load_weights_into_gpt(gpt, params):
-    """把 OpenAI 的权重装进我们的 GPTModel：同样的零件，两边起的名字和摆法不同，逐个对上。（详解见 ch05/main/gpt_generate.py）"""
-    if len(gpt.trf_blocks) != len(params["blocks"]):
-        raise ValueError(f"模型有 {len(gpt.trf_blocks)} 块，权重有 {len(params['blocks'])} 块，不是一种规模")
-    gpt.tok_emb.weight = assign(gpt.tok_emb.weight, params["wte"])  # (V, d)
-    gpt.pos_emb.weight = assign(gpt.pos_emb.weight, params["wpe"])  # (n_ctx, d)
-    for block, block_params in zip(gpt.trf_blocks, params["blocks"]):
-        attn, mlp = block_params["attn"], block_params["mlp"]
-        weights = np.split(attn["c_attn"]["w"], 3, axis=-1)
-        biases = np.split(attn["c_attn"]["b"], 3, axis=-1)
-        for linear, w, b in zip((block.att.W_query, block.att.W_key, block.att.W_value), weights, biases):
-            linear.weight = assign(linear.weight, w.T)  # (d, d)
-            linear.bias = assign(linear.bias, b)  # (d,)
-        for linear, part in [(block.att.out_proj, attn["c_proj"]), (block.ff.layers[0], mlp["c_fc"]), (block.ff.layers[2], mlp["c_proj"])]:
-            linear.weight = assign(linear.weight, part["w"].T)
-            linear.bias = assign(linear.bias, part["b"])
-        for norm, part in [(block.norm1, block_params["ln_1"]), (block.norm2, block_params["ln_2"])]:
-            norm.scale = assign(norm.scale, part["g"])  # (d,)
-            norm.shift = assign(norm.shift, part["b"])  # (d,)
-    gpt.final_norm.scale = assign(gpt.final_norm.scale, params["g"])  # (d,)
-    gpt.final_norm.shift = assign(gpt.final_norm.shift, params["b"])  # (d,)
-    gpt.out_head.weight = assign(gpt.out_head.weight, params["wte"])  # (V, d)
-
-
-def memory_needed(config):
-    """估计模型占多少内存：不建模型，用公式数出参数，每个 4 字节。（详解见 ch05/main/gpt_generate.py）"""
-    d, n_layers, n_ctx = config["emb_dim"], config["n_layers"], config["context_length"]
-    parameters = (2 * config["vocab_size"] + n_ctx) * d + n_layers * (12 * d * d + 13 * d) + 2 * d
-    masks = n_layers * n_ctx * n_ctx
-    return (4 * parameters + masks) / 2**30
-
-
-def check_memory(config):
-    """建模型之前，看看这台机器装不装得下；不看的话，建到一半会被系统杀掉，什么提示也没有。（详解见 ch05/main/gpt_generate.py）"""
-    memory, need = total_memory(), memory_needed(config) + 0.5
-    if memory is not None and need > memory:
-        fit = [f"--size {size}" for size, sizes in SIZES.items() if memory_needed(BASE_CONFIG | sizes) + 0.5 <= memory]
-        raise ValueError(f"这个模型约要 {need:.1f} GB 内存，这台机器只有 {memory:.1f} GB；装得下的有：{'、'.join(fit) or '没有'}")
-
-
-def read_weights(path):
-    """读一个权重文件，先不管它是哪一种。（详解见 ch05/main/gpt_generate.py）"""
-    if not path.is_file():
-        raise ValueError(f"找不到 {path}；要用自己训练的模型，请先运行 python ch05/main/gpt_train.py")
+# region 沿用 ch06/main: load_messages, create_balanced_dataset, random_split, to_csv, SpamDataset, add_classification_head
+def load_messages(path):
+    """读短信：每行是「标签<制表符>正文」，标签是 ham（正常）或 spam（垃圾）。（详解见 ch06/main/example_01_data.py）"""
     try:
-        with open(path, "rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"
-        if is_safetensors:
-            content = load_file(path)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [tuple(row) for row in csv.reader(file, delimiter="\t") if row]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对") from None
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 2 or row[0] not in ("ham", "spam") or not row[1].strip():
+            found = "\t".join(row)[:40]
+            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」")
+    return rows
+
+
+def create_balanced_dataset(rows):
+    """让两类一样多：多的那一类只留一部分，少的那一类全要。（详解见 ch06/main/example_01_data.py）"""
+    ham = [row for row in rows if row[0] == "ham"]
+    spam = [row for row in rows if row[0] == "spam"]
+    if not ham or not spam:
+        raise ValueError(f"数据里有 {len(ham)} 条 ham、{len(spam)} 条 spam，两类都要有才能学着分辨")
+    n = min(len(ham), len(spam))
+    shuffled = np.random.RandomState(123).permutation(len(ham))
+    return [ham[i] for i in shuffled[:n]] + spam[:n]
+
+
+def random_split(rows, train_frac, validation_frac):
+    """打乱，再切成训练集、验证集、测试集。（详解见 ch06/main/example_01_data.py）"""
+    rows = [rows[i] for i in np.random.RandomState(123).permutation(len(rows))]
+    train_end = int(len(rows) * train_frac)
+    validation_end = train_end + int(len(rows) * validation_frac)
+    return rows[:train_end], rows[train_end:validation_end], rows[validation_end:]
+
+
+def to_csv(rows, csv_file):
+    """写成 CSV，第一行是列名，与 pandas 的 to_csv(index=None) 写出的相同。（详解见 ch06/main/example_01_data.py）"""
+    csv_file.parent.mkdir(exist_ok=True)
+    part = csv_file.with_suffix(f".{os.getpid()}")
+    with open(part, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+    os.replace(part, csv_file)
+
+
+class SpamDataset(Dataset):
+    """短信的数据集：先分好词，再一律填充到同样长。（详解见 ch06/main/example_02_dataloader.py）"""
+
+    def __init__(self, csv_file, tokenizer, max_length=None, pad_token_id=50256):
+        with open(csv_file, encoding="utf-8", newline="") as file:
+            self.data = list(csv.DictReader(file))
+        self.encoded_texts = [tokenizer.encode(row["Text"], disallowed_special=()) for row in self.data]
+        if max_length is None:
+            self.max_length = self._longest_encoded_length()
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-        saved, state = content.get("config"), content.get("model", content.get("model_state_dict", content))
-        masks = ("att.mask", "attn.bias", "attn.masked_bias")
-        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items() if not name.endswith(masks)}
-        usable = bool(state) and all(tensor.is_floating_point() for tensor in state.values())
-    except Exception:
-        usable = False
-    if not usable:
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是 GPT 的检查点、权重")
-    return saved, state
+            self.max_length = max_length
+            self.encoded_texts = [encoded_text[: self.max_length] for encoded_text in self.encoded_texts]
+        self.encoded_texts = [
+            encoded_text + [pad_token_id] * (self.max_length - len(encoded_text)) for encoded_text in self.encoded_texts
+        ]
+
+    def __getitem__(self, index):
+        return (
+            torch.tensor(self.encoded_texts[index], dtype=torch.long),
+            torch.tensor(int(self.data[index]["Label"]), dtype=torch.long),
+        )
+
+    def __len__(self):
+        return len(self.data)
+
+    def _longest_encoded_length(self):
+        return max(len(encoded_text) for encoded_text in self.encoded_texts)
 
 
-def load_model(path, size=None):
-    """认出文件是哪一种，建好模型，装上权重。（详解见 ch05/main/gpt_generate.py）"""
-    path = Path(path)
-    saved, state = read_weights(path)
-    openai = saved is None and "wte.weight" in state
-    kind = "OpenAI 格式的权重" if openai else "状态字典" if saved is None else "检查点"
-    tok, pos, norm = ("wte.weight", "wpe.weight", "ln_1.weight") if openai else ("tok_emb.weight", "pos_emb.weight", "norm1.scale")
-    layers = sum(name.endswith(norm) for name in state)
-    if not {tok, pos} <= state.keys() or state[tok].dim() != 2 or state[pos].dim() != 2 or layers == 0:
-        raise ValueError(f"{path} 不是 GPT 的权重（第一项叫 {min(state)}）")
-    (vocab_size, width), n_ctx = state[tok].shape, state[pos].shape[0]
-    found = next((name for name, sizes in SIZES.items() if (sizes["emb_dim"], sizes["n_layers"]) == (width, layers)), None)
-    if size and found != size:
-        raise ValueError(f"{path} 是 {found or '别的规模'}（{layers} 层、{width} 维），不是 {size}；去掉 --size，或换一个文件")
-    if saved is None:
-        if found is None or openai and found == "mini":
-            raise ValueError(f"{path} 是 {layers} 层、{width} 维，不是 GPT-2 的四种规模之一，不知道有几个头")
-        saved = SIZES[found]
-    config = BASE_CONFIG | {"vocab_size": vocab_size, "context_length": n_ctx, "emb_dim": width, "n_layers": layers}
-    config["qkv_bias"] = openai or "trf_blocks.0.att.W_query.bias" in state
-    try:
-        config["n_heads"] = int(saved["n_heads"])
-        agreed = vocab_size == 50257 and config["n_heads"] > 0 and all(saved[key] == config[key] for key in saved.keys() & config.keys() - {"drop_rate"})
-    except Exception:
-        agreed = False
-    if not agreed:
-        raise ValueError(f"{path} 里写的配置与权重对不上，或词表不是 GPT-2 的（{vocab_size} 个词元）")
-    check_memory(config)
-    model = GPTModel(config)
-    if openai:
-        load_weights_into_gpt(model, load_gpt2_params_from_safetensors(path, GPT2_SETTINGS[found]))
-        return model, config, kind
-    try:
-        model.load_state_dict(state | dict(model.named_buffers()))
-    except RuntimeError:
-        raise ValueError(f"{path} 里的权重与 {layers} 层、{width} 维的 GPTModel 对不上：名字或形状不同") from None
-    return model, config, kind
+def add_classification_head(model, num_classes=2):
+    """把语言模型改成分类器：全部冻结，换掉输出层，再解冻最后一块和最后的归一化。就地修改 model。（详解见 ch06/main/example_03_classification_head.py）"""
+    for param in model.parameters():
+        param.requires_grad = False
+    model.out_head = nn.Linear(in_features=model.out_head.in_features, out_features=num_classes)
+    for part in (model.trf_blocks[-1], model.final_norm):
+        for param in part.parameters():
+            param.requires_grad = True
 
 
 # endregion
 
 
-# region 沿用 ch05/main/gpt_download.py: GPT2_SETTINGS, find_gpt2_file, gpt2_shapes, load_gpt2_params_from_safetensors
-GPT2_SETTINGS = {
-    "124M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12},
-    "355M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24},
-    "774M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1280, "n_head": 20, "n_layer": 36},
-    "1558M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48},
-}
+# region 改写 ch06/main: calc_accuracy_loader, calc_loss_batch
+POSITION = -1  # 改：用哪个位置作答；compare 里先后换成 POSITIONS 的两个
 
 
-def find_gpt2_file(model_size, models_dir=None):
-    """找一种规模的权重文件 gpt2-规模.safetensors。（详解见 ch05/main/gpt_download.py）"""
-    if model_size not in GPT2_SETTINGS:
-        raise ValueError(f"没有 {model_size} 这种规模，可选：{'、'.join(GPT2_SETTINGS)}")
-    name = f"gpt2-{model_size}.safetensors"
-    if models_dir and (Path(models_dir) / name).is_file():
-        return Path(models_dir) / name
-    try:
-        return find_data(name)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"找不到 {name}，请先下载：python setup/download.py gpt2-{model_size}") from None
+def calc_accuracy_loader(data_loader, model, device, num_batches=None):
+    """准确率：答对的条数 ÷ 看过的条数。（详解见 ch06/main/example_04_loss_and_accuracy.py）"""
+    model.eval()
+    correct_predictions, num_examples = 0, 0
+    for input_batch, target_batch in islice(data_loader, num_batches):
+        input_batch, target_batch = input_batch.to(device), target_batch.to(device)
+        with torch.no_grad():
+            logits = model(input_batch)[:, POSITION, :]  # (b, 2)　改：不再固定是最后一个位置
+        predicted_labels = torch.argmax(logits, dim=-1)  # (b,)
+        num_examples += predicted_labels.shape[0]
+        correct_predictions += (predicted_labels == target_batch).sum().item()
+    return correct_predictions / num_examples if num_examples else float("nan")
 
 
-def gpt2_shapes(settings):
-    """列出 GPT-2 的权重文件里应有的每一项：名字和形状。（详解见 ch05/main/gpt_download.py）"""
-    d = settings["n_embd"]
-    block = {
-        "ln_1.weight": (d,), "ln_1.bias": (d,),
-        "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
-        "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,),
-        "ln_2.weight": (d,), "ln_2.bias": (d,),
-        "mlp.c_fc.weight": (d, 4 * d), "mlp.c_fc.bias": (4 * d,),
-        "mlp.c_proj.weight": (4 * d, d), "mlp.c_proj.bias": (d,),
-    }
-    shapes = {"wte.weight": (settings["n_vocab"], d), "wpe.weight": (settings["n_ctx"], d)}
-    for layer in range(settings["n_layer"]):
-        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
-
-
-def load_gpt2_params_from_safetensors(path, settings):
-    """把一个 safetensors 文件里的权重，整理成原书的 params：按层、按部件一级一级地放。（详解见 ch05/main/gpt_download.py）"""
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError):
-        raise ValueError(f"{path} 读不出来：不是 safetensors 文件，或没有下载完整（核对：python setup/download.py --verify）") from None
-    with file:
-        stored = {name.removeprefix("transformer."): name for name in file.keys()}
-        names = [name for name in stored if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight", name)]
-        wanted, found = gpt2_shapes(settings), {name: tuple(file.get_slice(stored[name]).get_shape()) for name in names}
-        for size, other in GPT2_SETTINGS.items():
-            if found != wanted and found == gpt2_shapes(other):
-                raise ValueError(f"{path} 是 {size} 的权重，要的却是 {settings['n_layer']} 层、{settings['n_embd']} 维的")
-        wrong = [f"少了 {name}" for name in wanted if name not in found] + [f"多出 {name}" for name in found if name not in wanted]
-        wrong += [f"{name} 的形状是 {found[name]}，应是 {wanted[name]}" for name in wanted if found.get(name, wanted[name]) != wanted[name]]
-        if wrong:
-            raise ValueError(f"{path} 不是 {settings['n_layer']} 层、{settings['n_embd']} 维的 GPT-2，有 {len(wrong)} 处对不上：{wrong[0]}")
-        params = {"blocks": [{} for _ in range(settings["n_layer"])]}
-        outside = {"wte.weight": "wte", "wpe.weight": "wpe", "ln_f.weight": "g", "ln_f.bias": "b"}
-        for name in wanted:
-            tensor = file.get_tensor(stored[name])
-            if not tensor.is_floating_point():
-                raise ValueError(f"{path} 里 {name} 是整数（{tensor.dtype}），是量化过的权重，这里读不了")
-            inner, key = params, outside.get(name)
-            if key is None:
-                _, layer, *parts, last = name.split(".")
-                inner = params["blocks"][int(layer)]
-                for part in parts:
-                    inner = inner.setdefault(part, {})
-                key = "b" if last == "bias" else "g" if parts[0].startswith("ln") else "w"
-            inner[key] = tensor.float().numpy()
-        if "lm_head.weight" in stored and not file.get_tensor(stored["lm_head.weight"]).float().equal(file.get_tensor(stored["wte.weight"]).float()):
-            raise ValueError(f"{path} 的输出层与词嵌入不是同一个矩阵，原书的 params 里没有放它的地方")
-    return params
+def calc_loss_batch(input_batch, target_batch, model, device):
+    """一批的损失：一条短信就是一道选择题，只用最后一个位置的分数作答。（详解见 ch06/main/example_04_loss_and_accuracy.py）"""
+    input_batch, target_batch = input_batch.to(device), target_batch.to(device)
+    logits = model(input_batch)[:, POSITION, :]  # (b, 2)　改：不再固定是最后一个位置
+    return nn.functional.cross_entropy(logits, target_batch)
 
 
 # endregion
 
 
-# region 沿用 ch05/main/gpt_train.py: calc_loss_loader, evaluate_model, get_rng_state, set_rng_state
+# region 沿用 ch06/main: calc_loss_loader, evaluate_model, train_classifier_simple
 def calc_loss_loader(data_loader, model, device, num_batches=None):
-    """一个数据集的平均损失。（详解见 ch05/main/gpt_train.py）"""
-    losses = [calc_loss_batch(inputs, targets, model, device).item() for inputs, targets in islice(data_loader, num_batches)]
+    """一个数据集的平均损失，与第 5 章的相同。（详解见 ch06/main/example_04_loss_and_accuracy.py）"""
+    losses = []
+    for input_batch, target_batch in islice(data_loader, num_batches):
+        losses.append(calc_loss_batch(input_batch, target_batch, model, device).item())
     return sum(losses) / len(losses) if losses else float("nan")
 
 
 def evaluate_model(model, train_loader, val_loader, device, eval_iter):
-    """在训练集和验证集上各看几批，估计损失。（详解见 ch05/main/gpt_train.py）"""
+    """两个集的平均损失，与第 5 章的相同。（详解见 ch06/main/example_05_finetune_classifier.py）"""
     model.eval()
     with torch.no_grad():
         train_loss = calc_loss_loader(train_loader, model, device, num_batches=eval_iter)
@@ -398,297 +305,59 @@ def evaluate_model(model, train_loader, val_loader, device, eval_iter):
     return train_loss, val_loss
 
 
-def get_rng_state(device):
-    """记下随机数发生器此刻的状态：打乱数据用 CPU 的，dropout 用计算设备的。（详解见 ch05/main/gpt_train.py）"""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        state[device.type] = torch.get_device_module(device).get_rng_state()
-    return state
-
-
-def set_rng_state(state, device):
-    """把随机数发生器恢复到 get_rng_state 记下的状态。（详解见 ch05/main/gpt_train.py）"""
-    torch.set_rng_state(state["cpu"])
-    if device.type in state and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[device.type])
-
-
-# endregion
-
-
-# region 沿用 ch06/main/gpt_class_finetune.py: FINETUNE_SETTINGS, choose_start, load_messages, create_balanced_dataset, random_split, SpamDataset
-FINETUNE_SETTINGS = {
-    "default": {"learning_rate": 5e-5, "num_epochs": 5, "trainable": "last_block"},
-    "mini": {"learning_rate": 3e-4, "num_epochs": 5, "trainable": "all"},
-}
-
-
-def choose_start(size, from_file, quick=False):
-    """决定从哪份预训练权重开始微调；mini 还没有训练过，就先训练一个。（详解见 ch06/main/gpt_class_finetune.py）"""
-    if from_file:
-        return Path(from_file)
-    if size is None:
-        try:
-            return find_gpt2_file("124M")
-        except FileNotFoundError:
-            size = "mini"
-    if size != "mini":
-        return find_gpt2_file(size)
-    chapter = Path(globals().get("__file__", "notebook.ipynb")).resolve().parents[2] / "ch05"
-    path = chapter / "outputs" / "gpt_mini.pth"
-    if path.is_file():
-        try:
-            done = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["progress"]["epoch"]
-        except Exception:
-            done = 15
-        if done < 15:
-            print(f"注意　{path.name} 只预训练了 {done} 轮（完整的是 15 轮），结果会差一些；补完它：python ch05/main/gpt_train.py --resume")
-        return path
-    if quick:
-        return None
-    print("还没有预训练过的 mini，先训练一个：python ch05/main/gpt_train.py（约 90 秒，只要这一次）", flush=True)
-    if subprocess.run([sys.executable, str(chapter / "main" / "gpt_train.py")]).returncode != 0:
-        raise OSError("mini 没有训练成，原因见上面；可以先单独运行 python ch05/main/gpt_train.py，或用 --from-file 指定别的权重")
-    return path
-
-
-def load_messages(path):
-    """读短信：每行「标签<制表符>正文」。（详解见 ch06/main/gpt_class_finetune.py）"""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t")
-    rows, problems, start = [], [], 1
-    try:
-        for row in reader:
-            if len(row) == 2 and row[0] in LABELS and row[1].strip():
-                rows.append((row[0], row[1]))
-            elif row:
-                wrong = "没有制表符" if len(row) == 1 else "制表符不止一个" if len(row) > 2 else "正文是空的" if row[0] in LABELS else f"标签 {row[0]!r} 不是 ham 或 spam"
-                problems.append(f"第 {start} 行{wrong}")
-            start = reader.line_num + 1
-    except csv.Error:
-        problems.append(f"第 {start} 行的引号没有配对")
-    if problems:
-        more = f"……共 {len(problems)} 处" if len(problems) > 3 else ""
-        raise ValueError(f"{path} 的格式不对：{'；'.join(problems[:3])}{more}。每行应是「ham 或 spam<制表符>正文」")
-    return rows
-
-
-def create_balanced_dataset(rows):
-    """让两类一样多：多的那一类随机抽，少的那一类全要。（详解见 ch06/main/gpt_class_finetune.py）"""
-    ham = [row for row in rows if row[0] == "ham"]
-    spam = [row for row in rows if row[0] == "spam"]
-    if not ham or not spam:
-        raise ValueError(f"数据里只有 {len(ham)} 条 ham、{len(spam)} 条 spam，两类都要有才能学着分辨")
-    n = min(len(ham), len(spam))
-    shuffled = np.random.RandomState(123).permutation(len(ham))
-    return [ham[i] for i in shuffled[:n]] + spam[:n]
-
-
-def random_split(rows, train_frac, validation_frac):
-    """打乱，再切成训练集、验证集、测试集。（详解见 ch06/main/gpt_class_finetune.py）"""
-    rows = [rows[i] for i in np.random.RandomState(123).permutation(len(rows))]
-    train_end = int(len(rows) * train_frac)
-    validation_end = train_end + int(len(rows) * validation_frac)
-    return rows[:train_end], rows[train_end:validation_end], rows[validation_end:]
-
-
-class SpamDataset(Dataset):
-    """短信的数据集：先分好词，再一律填充到同样长。（详解见 ch06/main/gpt_class_finetune.py）"""
-
-    def __init__(self, rows, tokenizer, max_length=None, pad_token_id=50256):
-        self.labels = [LABELS[label] for label, _ in rows]
-        self.encoded_texts = [tokenizer.encode(text, disallowed_special=()) for _, text in rows]
-        if max_length is None:
-            self.max_length = self._longest_encoded_length()
-        else:
-            self.max_length = max_length
-            self.encoded_texts = [encoded_text[: self.max_length] for encoded_text in self.encoded_texts]
-        self.encoded_texts = [encoded_text + [pad_token_id] * (self.max_length - len(encoded_text)) for encoded_text in self.encoded_texts]
-
-    def __getitem__(self, index):
-        return torch.tensor(self.encoded_texts[index], dtype=torch.long), torch.tensor(self.labels[index], dtype=torch.long)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def _longest_encoded_length(self):
-        return max(len(encoded_text) for encoded_text in self.encoded_texts)
-
-
-# endregion
-
-
-# region 沿用 ch06/main/gpt_class_finetune.py: add_classification_head, calc_accuracy_loader, calc_loss_batch, train_classifier_simple
-def add_classification_head(model, num_classes=2, trainable="last_block", seed=123):
-    """把语言模型改成分类器：换掉输出层，决定哪些层参加训练。（详解见 ch06/main/gpt_class_finetune.py）"""
-    for param in model.parameters():
-        param.requires_grad = trainable == "all"
-    torch.manual_seed(seed)
-    model.out_head = nn.Linear(model.out_head.in_features, num_classes)
-    for part in (model.trf_blocks[-1], model.final_norm):
-        for param in part.parameters():
-            param.requires_grad = True
-
-
-def calc_accuracy_loader(data_loader, model, device, num_batches=None):
-    """准确率（accuracy）：答对的比例。（详解见 ch06/main/gpt_class_finetune.py）"""
-    model.eval()
-    correct_predictions, num_examples = 0, 0
-    for input_batch, target_batch in islice(data_loader, num_batches):
-        input_batch, target_batch = input_batch.to(device), target_batch.to(device)
-        with torch.no_grad():
-            logits = model(input_batch)[:, -1, :]  # (b, 2)
-        predicted_labels = torch.argmax(logits, dim=-1)  # (b,)
-        num_examples += predicted_labels.shape[0]
-        correct_predictions += (predicted_labels == target_batch).sum().item()
-    return correct_predictions / num_examples if num_examples else float("nan")
-
-
-def calc_loss_batch(input_batch, target_batch, model, device):
-    """一批的损失：一条短信就是一道选择题，只用最后一个位置的分数作答。（详解见 ch06/main/gpt_class_finetune.py）"""
-    input_batch, target_batch = input_batch.to(device), target_batch.to(device)
-    logits = model(input_batch)[:, -1, :]  # (b, 2)
-    return nn.functional.cross_entropy(logits, target_batch)
-
-
-def train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, progress=None, save=None):
-    """微调的训练循环：与预训练的相同，只是数样本不数词元，每轮结束看准确率而不是看它写的话。（详解见 ch06/main/gpt_class_finetune.py）"""
-    if progress is None:
-        progress = {"epoch": 0, "batch": 0, "step": -1, "examples_seen": 0, "train_losses": [], "val_losses": [], "train_accs": [], "val_accs": []}
-    p = progress
-    bar = tqdm(total=num_epochs * len(train_loader), initial=p["step"] + 1, unit=" 步", desc="微调", mininterval=1, ncols=80)
-    for epoch in range(p["epoch"], num_epochs):
+def train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter):
+    """微调的训练循环。与第 5 章的 train_model_simple 只差两处：数样本不数词元，每轮结束看准确率，不看它写的话。（详解见 ch06/main/example_05_finetune_classifier.py）"""
+    train_losses, val_losses, train_accs, val_accs = [], [], [], []
+    examples_seen, global_step = 0, -1
+    for epoch in range(num_epochs):
         model.train()
-        now = get_rng_state(device)
-        if p["batch"] == 0:
-            p["epoch_rng"] = now
-        set_rng_state(p["epoch_rng"], device)
-        batches = iter(train_loader)
-        if p["batch"] > 0:
-            next(islice(batches, p["batch"] - 1, None))
-            set_rng_state(now, device)
-        for input_batch, target_batch in batches:
+        for input_batch, target_batch in train_loader:
             optimizer.zero_grad()
             loss = calc_loss_batch(input_batch, target_batch, model, device)
             loss.backward()
             optimizer.step()
-            p["examples_seen"] += input_batch.shape[0]
-            p["step"] += 1
-            p["batch"] += 1
-            bar.update()
-            if p["step"] % eval_freq == 0:
+            examples_seen += input_batch.shape[0]
+            global_step += 1
+            if global_step % eval_freq == 0:
                 train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
-                p["train_losses"].append(train_loss)
-                p["val_losses"].append(val_loss)
-                tqdm.write(f"第 {epoch + 1} 轮　第 {p['step']:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}")
-                if save:
-                    save(p)
+                train_losses.append(train_loss)
+                val_losses.append(val_loss)
+                print(f"第 {epoch + 1} 轮　第 {global_step:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}", flush=True)
         train_accuracy = calc_accuracy_loader(train_loader, model, device, num_batches=eval_iter)
         val_accuracy = calc_accuracy_loader(val_loader, model, device, num_batches=eval_iter)
-        tqdm.write(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（各看 {eval_iter} 批）")
-        p["train_accs"].append(train_accuracy)
-        p["val_accs"].append(val_accuracy)
-        p["epoch"], p["batch"] = epoch + 1, 0
-        if save:
-            save(p)
-    bar.close()
-    return p["train_losses"], p["val_losses"], p["train_accs"], p["val_accs"], p["examples_seen"]
+        print(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（各看 {eval_iter} 批）")
+        train_accs.append(train_accuracy)
+        val_accs.append(val_accuracy)
+    return train_losses, val_losses, train_accs, val_accs, examples_seen
 
 
 # endregion
 
 
-# region 沿用 ch06/experiments/exercise_6_1_context_length.py: finetune, print_table, exercise_parser
-def finetune(args, title, max_length=None, trainable=None, wrap=None):
-    """从同一份权重、同一个种子开始，微调一次，量三个集合的准确率。只有后三个参数不同，结果的差别就只来自它们。（详解见 ch06/experiments/exercise_6_1_context_length.py）"""
-    device = pick_device(args.device)
-    path = args.data or find_data("SMSSpamCollection.tsv", "messages.tsv")
-    parts = random_split(create_balanced_dataset(load_messages(path)), 0.7, 0.1)
-    if len(parts[0]) < BATCH_SIZE or not parts[1]:
-        raise ValueError(f"{path} 太少：凑不出一批（{BATCH_SIZE} 条）训练数据，每一类至少要 6 条")
-    start = choose_start("mini" if args.quick and not args.size else args.size, args.from_file, args.quick)
-    if start:
-        model, config, _ = load_model(start, args.size)
-    else:
-        config = BASE_CONFIG | SIZES["mini"] | {"context_length": 256, "qkv_bias": False}
-        torch.manual_seed(args.seed)
-        model = GPTModel(config)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    settings = FINETUNE_SETTINGS["mini" if config["emb_dim"] < 768 else "default"]
-    num_epochs = args.epochs or (1 if args.quick else MINI_EPOCHS if config["emb_dim"] < 768 else settings["num_epochs"])
-    print(f"\n【{title}】数据 {path}　权重 {start or '随机的，没有预训练'}")
-    few = None if not args.quick else 16 if config["emb_dim"] < 768 else 8
-    tokenizer = tiktoken.get_encoding("gpt2")
-    longest = SpamDataset(parts[0][:few], tokenizer).max_length
-    max_length = min(longest if max_length is None else max_length, 64 if args.quick else config["context_length"])
-    datasets = [SpamDataset(part[:few], tokenizer, max_length=max_length) for part in parts]
-    torch.manual_seed(args.seed)
+# region 沿用 ch06/main/gpt_class_finetune.py: make_loaders
+def make_loaders(data_path, tokenizer, context_length, max_length=None, quick=False):
+    """6.2–6.3 节：平衡、切分、写成三个 CSV，再凑成批。（详解见 ch06/main/gpt_class_finetune.py）"""
+    balanced = create_balanced_dataset(load_messages(data_path))
+    if len(balanced) < 12:
+        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，凑不出一批训练数据，每一类至少要 6 条")
+    numbered = [({"ham": 0, "spam": 1}[label], text) for label, text in balanced]
+    for name, part in zip(("train", "validation", "test"), random_split(numbered, 0.7, 0.1)):
+        to_csv(part, OUTPUTS / f"{name}.csv")
+    if max_length is None:
+        max_length = min(SpamDataset(OUTPUTS / "train.csv", tokenizer).max_length, context_length)
+    datasets = [SpamDataset(OUTPUTS / f"{name}.csv", tokenizer, max_length) for name in ("train", "validation", "test")]
+    if quick:
+        datasets = [Subset(dataset, range(min(40, len(dataset)))) for dataset in datasets]
+    torch.manual_seed(123)
     train_loader = DataLoader(datasets[0], batch_size=BATCH_SIZE, shuffle=True, num_workers=0, drop_last=True)
-    val_loader, test_loader = (DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=0, drop_last=False) for dataset in datasets[1:])
-    add_classification_head(model, num_classes=2, trainable=trainable or settings["trainable"], seed=args.seed)
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    model = (wrap(model) if wrap else model).to(device)
-    print(f"【{title}】每批 ({BATCH_SIZE}, {max_length})，训练 {count:,} 个参数，{num_epochs} 轮")
-    torch.manual_seed(args.seed)
-    fused = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=fused)
-    began = time.monotonic()
-    train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER)
-    seconds = time.monotonic() - began
-    accuracy = [calc_accuracy_loader(loader, model, device) for loader in (train_loader, val_loader, test_loader)]
-    return {"title": title, "accuracy": accuracy, "seconds": seconds, "count": count, "max_length": max_length, "context_length": config["context_length"], "model": model}
-
-
-def print_table(results):
-    """并排打印几次微调的结果。（详解见 ch06/experiments/exercise_6_1_context_length.py）"""
-    print("\n" + "　" * 12 + "    训练     验证     测试     用时")
-    for result in results:
-        train, val, test = result["accuracy"]
-        print(f"{result['title']:　<12}{train:8.2%} {val:8.2%} {test:8.2%} {result['seconds']:6.0f} 秒")
-
-
-def exercise_parser(description):
-    """这一章几个练习共用的命令行参数。（详解见 ch06/experiments/exercise_6_1_context_length.py）"""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--size", choices=SIZES, help="从哪种规模开始（默认：有 124M 的权重就用 124M，没有就用 mini）")
-    parser.add_argument("--from-file", type=Path, help="从这个权重文件开始")
-    parser.add_argument("--data", type=Path, help="短信文件（默认：找到的 SMSSpamCollection.tsv，没有就用自带的 messages.tsv）")
-    parser.add_argument("--epochs", type=int, help="每次训练几轮（默认：mini 3，其余 5）")
-    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
-    parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123，与原书相同）")
-    parser.add_argument("--quick", action="store_true", help="只用少量短信训练 1 轮，看看流程；这时的准确率没有意义")
-    return parser
+    rest = [DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=0, drop_last=False) for dataset in datasets[1:]]
+    return [train_loader, *rest], max_length
 
 
 # endregion
 
 
-class FirstToken(nn.Module):
-    """把模型包一层，只交出第一个位置的分数。
-
-    参数:
-        model (nn.Module): 分类器，(b, t) → (b, t, 2)
-    """
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        """前向传播。
-
-        参数:
-            x (Tensor): 词元编号，(b, t)
-
-        返回:
-            Tensor: 第一个位置的分数，(b, 1, 2)
-        """
-        # 损失和准确率都取 [:, -1, :]；只剩一个位置时，最后一个就是第一个，那两个函数不必改。
-        return self.model(x)[:, :1, :]
-
-
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -697,20 +366,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -718,7 +377,7 @@ def read_text(path):
 os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
-# region 沿用 setup/device_check.py: pick_device, total_memory
+# region 沿用 setup/device_check.py: pick_device
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
@@ -726,14 +385,6 @@ def pick_device(name="auto"):
     if not available.get(name):
         raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
-
-
-def total_memory():
-    """这台机器的内存。（详解见 setup/device_check.py）"""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 # endregion
@@ -749,30 +400,79 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-def main():
-    """用最后一个词元作答，与用第一个词元作答，各微调一次。"""
-    parser = exercise_parser("练习 6.3　用第一个词元作答")
-    args = parser.parse_args()
-    if args.epochs is not None and args.epochs < 1:
-        parser.error("--epochs 至少是 1")
-    try:
-        # ---- 解答：把 model(input_batch)[:, -1, :] 换成 [:, 0, :] ----
-        baseline = finetune(args, "最后一个词元作答")
-        variant = finetune(args, "第一个词元作答", wrap=FirstToken)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print_table([baseline, variant])
+# region 沿用 ch06/experiments/exercise_6_1_context_length.py: load_classifier, finetune
+def load_classifier(weights):
+    """6.4–6.5 节：装上预训练的权重，换成分类头。（详解见 ch06/experiments/exercise_6_1_context_length.py）"""
+    ckpt = torch.load(weights, map_location="cpu", weights_only=True)
+    config = ckpt["config"] | {"drop_rate": 0.0}
+    model = GPTModel(config)
+    model.load_state_dict(ckpt["model"])
+    torch.manual_seed(123)
+    add_classification_head(model, num_classes=2)
+    return model, config
 
-    print("\n学到什么")
-    print("　　因果掩码让第一个位置只看得见第一个词元，后面写什么都与它无关，等于只凭第一个词猜。")
-    print("　　书上（124M，原书的数据）：95.67% → 75.00%。没有跌到 50%，是因为垃圾短信爱用 FREE、Congrats、URGENT 这样的词开头。")
+
+def finetune(title, model, loaders, device, num_epochs):
+    """6.7 节：微调一次，量三个集合的准确率。起点、种子、设置都相同，结果的差别就只来自改动的那一处。（详解见 ch06/experiments/exercise_6_1_context_length.py）"""
+    print(f"\n【{title}】")
+    model.to(device)
+    torch.manual_seed(123)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
+    start = time.time()
+    train_classifier_simple(model, loaders[0], loaders[1], optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER)
+    seconds = time.time() - start
+    accuracy = [calc_accuracy_loader(loader, model, device) for loader in loaders]
+    return f"{title:　<10}" + "".join(f"{value:9.2%}" for value in accuracy) + f"{seconds:8.0f} 秒"
+
+
+# endregion
+
+
+def compare(args):
+    """用最后一个位置作答，与用第一个位置作答，各微调一次。
+
+    参数:
+        args (argparse.Namespace): 命令行参数，见 main
+    """
+    global POSITION
+    device, tokenizer = pick_device(args.device), tiktoken.get_encoding("gpt2")
+    weights, data_path = find_data(WEIGHTS[args.size]), args.data or find_data("SMSSpamCollection.tsv", "messages.tsv")
+    num_epochs = 1 if args.quick else NUM_EPOCHS
+    print(f"数据 {data_path}　权重 {weights}")
+
+    rows = []
+    for position in POSITIONS:
+        # ---- 解答：calc_loss_batch 和 calc_accuracy_loader 取 [:, POSITION, :] ----
+        POSITION = position
+        model, config = load_classifier(weights)
+        loaders, _ = make_loaders(data_path, tokenizer, config["context_length"], quick=args.quick)
+        rows.append(finetune(f"取位置 {POSITION:>2}", model, loaders, device, num_epochs))
+
+    print("\n" + "　" * 10 + "     训练     验证     测试      用时")
+    print("\n".join(rows))
+    print("书上（124M，原书的数据）：取最后一个是 95.67%，取第一个是 75.00%。只凭第一个词，你的能猜对多少？")
+    # 因果掩码让第一个位置只看得见第一个词元，后面写什么都与它无关。它也不会跌到 50%：垃圾短信爱用 FREE、URGENT 这样的词开头。
 
     print("\n这个数字对吗？")
     with torch.no_grad():
-        device = next(variant["model"].parameters()).device
-        one, other = (variant["model"](torch.tensor([[5211, *rest]], device=device)) for rest in ([345, 423, 640], [1, 2, 3]))
-    confirm("第一个词相同，后面全改，第一个位置的分数不变", torch.allclose(one, other, atol=1e-5), "因果掩码没有生效")
-    confirm("两次参加训练的参数一样多：只有作答的位置不同", baseline["count"] == variant["count"], "两次的 trainable 不同")
+        one, other = model(torch.tensor([[5211, 345, 423, 640, 284, 467], [5211, 1, 2, 3, 4, 5]], device=device))[:, POSITION, :]  # (2, 2)
+    confirm("第一个词相同，后面全改，作答的位置分数不变", torch.allclose(one, other, atol=1e-5), "取的不是第一个位置，或因果掩码没有生效")
+    last_block = {name for name, param in model.named_parameters() if param.requires_grad}
+    confirm("参加训练的还是那几部分：只有作答的位置不同", {name.split(".")[0] for name in last_block} == {"trf_blocks", "final_norm", "out_head"}, "冻结漏了")
+
+
+def main():
+    """练习 6.3 的命令行。"""
+    parser = argparse.ArgumentParser(description="练习 6.3　用第一个词元作答")
+    parser.add_argument("--size", choices=WEIGHTS, default="mini", help="从哪份预训练的权重开始（默认：mini）")
+    parser.add_argument("--data", type=Path, help="短信文件（默认：原书的，没有就用自带的）")
+    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
+    parser.add_argument("--quick", action="store_true", help="只用几十条短信训练 1 轮，看看流程；这时的准确率没有意义")
+    args = parser.parse_args()
+    try:
+        compare(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

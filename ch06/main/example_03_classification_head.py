@@ -1,34 +1,29 @@
-"""第 6 章 · 6.4–6.5 节　换掉输出层：从"接下一个词元"到"是不是垃圾短信"
+"""第 6 章 · 6.4–6.5 节　装上预训练的权重，把输出层换成分类头
 
 读完你应该能回答：
-    1. 没有微调过的语言模型，直接问它"这是不是垃圾短信"，会怎样？
-    2. 换掉输出层，删了多少参数，加了多少？为什么只输出 2 个数，而不是 1 个？
-    3. 冻结大部分层，留下最后一块：为什么是最后，而不是最前？
+    1. 会接话的模型，为什么不能直接问它"这是不是垃圾短信"？
+    2. 换掉输出层，为什么只训练最后一块、最后的归一化和新的输出层？
+    3. 为什么只看最后一个位置？训练时那里几乎总是填充词元，它凭什么知道短信写了什么？
 
 运行：
     python ch06/main/example_03_classification_head.py
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    mini 约 3 秒，0.5 GB；124M 约 10 秒，1.6 GB（2 核 CPU）
+    约 4 秒，0.5 GB（2 核 CPU）
 
-有 124M 的权重（python setup/download.py gpt2-124M）就用它，数字与书上相同；没有就用 ch05 训练的 mini；都没有也能跑，权重是随机的。
-
-形状记号（全书统一）：
-    b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
+形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 样本数
 """
 
 import os
-import re
-import subprocess
 import sys
-import warnings
 from pathlib import Path
 
-import numpy as np
 import tiktoken
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+
+# 改这里
+WEIGHTS = "gpt_mini.pth"  # 第 5 章自己训练的；换成 "gpt2-124M.pth"，就是书上的模型（先运行 python ch05/main/gpt_download.py）
+NUM_CLASSES = 2  # 正常、垃圾
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -179,257 +174,16 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 # endregion
 
 
-# region 沿用 ch05/main/gpt_train.py: text_to_token_ids, token_ids_to_text
+# region 沿用 ch05/main: text_to_token_ids, token_ids_to_text
 def text_to_token_ids(text, tokenizer):
-    """文本 → 模型的输入。（详解见 ch05/main/gpt_train.py）"""
+    """文本 → 模型的输入，(1, t) 的词元编号。（详解见 ch05/main/example_01_loss.py）"""
     encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
     return torch.tensor(encoded).unsqueeze(0)  # (1, t)
 
 
 def token_ids_to_text(token_ids, tokenizer):
-    """模型的输出 → 文本。（详解见 ch05/main/gpt_train.py）"""
+    """模型的输出 → 文本。（详解见 ch05/main/example_01_loss.py）"""
     return tokenizer.decode(token_ids.squeeze(0).tolist())
-
-
-# endregion
-
-
-# region 沿用 ch05/main/gpt_generate.py: MODEL_CONFIGS, BASE_CONFIG, SIZES, assign, load_weights_into_gpt, memory_needed, check_memory, read_weights, load_model
-MODEL_CONFIGS = {
-    "gpt2-small (124M)": {"emb_dim": 768, "n_layers": 12, "n_heads": 12},
-    "gpt2-medium (355M)": {"emb_dim": 1024, "n_layers": 24, "n_heads": 16},
-    "gpt2-large (774M)": {"emb_dim": 1280, "n_layers": 36, "n_heads": 20},
-    "gpt2-xl (1558M)": {"emb_dim": 1600, "n_layers": 48, "n_heads": 25},
-}
-
-
-BASE_CONFIG = {"vocab_size": 50257, "context_length": 1024, "drop_rate": 0.0, "qkv_bias": True}
-
-
-SIZES = {"mini": {"emb_dim": 192, "n_layers": 4, "n_heads": 6}} | {name.split("(")[1][:-1]: sizes for name, sizes in MODEL_CONFIGS.items()}
-
-
-def assign(left, right):
-    """把一个数组变成模型的参数；形状不同就报错。（详解见 ch05/main/gpt_generate.py）"""
-    if left is None:
-        raise ValueError("模型里没有这个偏置：OpenAI 的权重带 Q、K、V 的偏置，建模型时要 qkv_bias=True")
-    if left.shape != right.shape:
-        raise ValueError(f"形状不同：模型里是 {tuple(left.shape)}，权重是 {tuple(right.shape)}，多半是模型的配置与权重不是一种规模")
-    return nn.Parameter(torch.tensor(right, dtype=left.dtype, device=left.device))
-
-
-def load_weights_into_gpt(gpt, params):
-    """把 OpenAI 的权重装进我们的 GPTModel：同样的零件，两边起的名字和摆法不同，逐个对上。（详解见 ch05/main/gpt_generate.py）"""
-    if len(gpt.trf_blocks) != len(params["blocks"]):
-        raise ValueError(f"模型有 {len(gpt.trf_blocks)} 块，权重有 {len(params['blocks'])} 块，不是一种规模")
-    gpt.tok_emb.weight = assign(gpt.tok_emb.weight, params["wte"])  # (V, d)
-    gpt.pos_emb.weight = assign(gpt.pos_emb.weight, params["wpe"])  # (n_ctx, d)
-    for block, block_params in zip(gpt.trf_blocks, params["blocks"]):
-        attn, mlp = block_params["attn"], block_params["mlp"]
-        weights = np.split(attn["c_attn"]["w"], 3, axis=-1)
-        biases = np.split(attn["c_attn"]["b"], 3, axis=-1)
-        for linear, w, b in zip((block.att.W_query, block.att.W_key, block.att.W_value), weights, biases):
-            linear.weight = assign(linear.weight, w.T)  # (d, d)
-            linear.bias = assign(linear.bias, b)  # (d,)
-        for linear, part in [(block.att.out_proj, attn["c_proj"]), (block.ff.layers[0], mlp["c_fc"]), (block.ff.layers[2], mlp["c_proj"])]:
-            linear.weight = assign(linear.weight, part["w"].T)
-            linear.bias = assign(linear.bias, part["b"])
-        for norm, part in [(block.norm1, block_params["ln_1"]), (block.norm2, block_params["ln_2"])]:
-            norm.scale = assign(norm.scale, part["g"])  # (d,)
-            norm.shift = assign(norm.shift, part["b"])  # (d,)
-    gpt.final_norm.scale = assign(gpt.final_norm.scale, params["g"])  # (d,)
-    gpt.final_norm.shift = assign(gpt.final_norm.shift, params["b"])  # (d,)
-    gpt.out_head.weight = assign(gpt.out_head.weight, params["wte"])  # (V, d)
-
-
-def memory_needed(config):
-    """估计模型占多少内存：不建模型，用公式数出参数，每个 4 字节。（详解见 ch05/main/gpt_generate.py）"""
-    d, n_layers, n_ctx = config["emb_dim"], config["n_layers"], config["context_length"]
-    parameters = (2 * config["vocab_size"] + n_ctx) * d + n_layers * (12 * d * d + 13 * d) + 2 * d
-    masks = n_layers * n_ctx * n_ctx
-    return (4 * parameters + masks) / 2**30
-
-
-def check_memory(config):
-    """建模型之前，看看这台机器装不装得下；不看的话，建到一半会被系统杀掉，什么提示也没有。（详解见 ch05/main/gpt_generate.py）"""
-    memory, need = total_memory(), memory_needed(config) + 0.5
-    if memory is not None and need > memory:
-        fit = [f"--size {size}" for size, sizes in SIZES.items() if memory_needed(BASE_CONFIG | sizes) + 0.5 <= memory]
-        raise ValueError(f"这个模型约要 {need:.1f} GB 内存，这台机器只有 {memory:.1f} GB；装得下的有：{'、'.join(fit) or '没有'}")
-
-
-def read_weights(path):
-    """读一个权重文件，先不管它是哪一种。（详解见 ch05/main/gpt_generate.py）"""
-    if not path.is_file():
-        raise ValueError(f"找不到 {path}；要用自己训练的模型，请先运行 python ch05/main/gpt_train.py")
-    try:
-        with open(path, "rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"
-        if is_safetensors:
-            content = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-        saved, state = content.get("config"), content.get("model", content.get("model_state_dict", content))
-        masks = ("att.mask", "attn.bias", "attn.masked_bias")
-        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items() if not name.endswith(masks)}
-        usable = bool(state) and all(tensor.is_floating_point() for tensor in state.values())
-    except Exception:
-        usable = False
-    if not usable:
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是 GPT 的检查点、权重")
-    return saved, state
-
-
-def load_model(path, size=None):
-    """认出文件是哪一种，建好模型，装上权重。（详解见 ch05/main/gpt_generate.py）"""
-    path = Path(path)
-    saved, state = read_weights(path)
-    openai = saved is None and "wte.weight" in state
-    kind = "OpenAI 格式的权重" if openai else "状态字典" if saved is None else "检查点"
-    tok, pos, norm = ("wte.weight", "wpe.weight", "ln_1.weight") if openai else ("tok_emb.weight", "pos_emb.weight", "norm1.scale")
-    layers = sum(name.endswith(norm) for name in state)
-    if not {tok, pos} <= state.keys() or state[tok].dim() != 2 or state[pos].dim() != 2 or layers == 0:
-        raise ValueError(f"{path} 不是 GPT 的权重（第一项叫 {min(state)}）")
-    (vocab_size, width), n_ctx = state[tok].shape, state[pos].shape[0]
-    found = next((name for name, sizes in SIZES.items() if (sizes["emb_dim"], sizes["n_layers"]) == (width, layers)), None)
-    if size and found != size:
-        raise ValueError(f"{path} 是 {found or '别的规模'}（{layers} 层、{width} 维），不是 {size}；去掉 --size，或换一个文件")
-    if saved is None:
-        if found is None or openai and found == "mini":
-            raise ValueError(f"{path} 是 {layers} 层、{width} 维，不是 GPT-2 的四种规模之一，不知道有几个头")
-        saved = SIZES[found]
-    config = BASE_CONFIG | {"vocab_size": vocab_size, "context_length": n_ctx, "emb_dim": width, "n_layers": layers}
-    config["qkv_bias"] = openai or "trf_blocks.0.att.W_query.bias" in state
-    try:
-        config["n_heads"] = int(saved["n_heads"])
-        agreed = vocab_size == 50257 and config["n_heads"] > 0 and all(saved[key] == config[key] for key in saved.keys() & config.keys() - {"drop_rate"})
-    except Exception:
-        agreed = False
-    if not agreed:
-        raise ValueError(f"{path} 里写的配置与权重对不上，或词表不是 GPT-2 的（{vocab_size} 个词元）")
-    check_memory(config)
-    model = GPTModel(config)
-    if openai:
-        load_weights_into_gpt(model, load_gpt2_params_from_safetensors(path, GPT2_SETTINGS[found]))
-        return model, config, kind
-    try:
-        model.load_state_dict(state | dict(model.named_buffers()))
-    except RuntimeError:
-        raise ValueError(f"{path} 里的权重与 {layers} 层、{width} 维的 GPTModel 对不上：名字或形状不同") from None
-    return model, config, kind
-
-
-# endregion
-
-
-# region 沿用 ch05/main/gpt_download.py: GPT2_SETTINGS, find_gpt2_file, gpt2_shapes, load_gpt2_params_from_safetensors
-GPT2_SETTINGS = {
-    "124M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12},
-    "355M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24},
-    "774M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1280, "n_head": 20, "n_layer": 36},
-    "1558M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48},
-}
-
-
-def find_gpt2_file(model_size, models_dir=None):
-    """找一种规模的权重文件 gpt2-规模.safetensors。（详解见 ch05/main/gpt_download.py）"""
-    if model_size not in GPT2_SETTINGS:
-        raise ValueError(f"没有 {model_size} 这种规模，可选：{'、'.join(GPT2_SETTINGS)}")
-    name = f"gpt2-{model_size}.safetensors"
-    if models_dir and (Path(models_dir) / name).is_file():
-        return Path(models_dir) / name
-    try:
-        return find_data(name)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"找不到 {name}，请先下载：python setup/download.py gpt2-{model_size}") from None
-
-
-def gpt2_shapes(settings):
-    """列出 GPT-2 的权重文件里应有的每一项：名字和形状。（详解见 ch05/main/gpt_download.py）"""
-    d = settings["n_embd"]
-    block = {
-        "ln_1.weight": (d,), "ln_1.bias": (d,),
-        "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
-        "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,),
-        "ln_2.weight": (d,), "ln_2.bias": (d,),
-        "mlp.c_fc.weight": (d, 4 * d), "mlp.c_fc.bias": (4 * d,),
-        "mlp.c_proj.weight": (4 * d, d), "mlp.c_proj.bias": (d,),
-    }
-    shapes = {"wte.weight": (settings["n_vocab"], d), "wpe.weight": (settings["n_ctx"], d)}
-    for layer in range(settings["n_layer"]):
-        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
-
-
-def load_gpt2_params_from_safetensors(path, settings):
-    """把一个 safetensors 文件里的权重，整理成原书的 params：按层、按部件一级一级地放。（详解见 ch05/main/gpt_download.py）"""
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError):
-        raise ValueError(f"{path} 读不出来：不是 safetensors 文件，或没有下载完整（核对：python setup/download.py --verify）") from None
-    with file:
-        stored = {name.removeprefix("transformer."): name for name in file.keys()}
-        names = [name for name in stored if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight", name)]
-        wanted, found = gpt2_shapes(settings), {name: tuple(file.get_slice(stored[name]).get_shape()) for name in names}
-        for size, other in GPT2_SETTINGS.items():
-            if found != wanted and found == gpt2_shapes(other):
-                raise ValueError(f"{path} 是 {size} 的权重，要的却是 {settings['n_layer']} 层、{settings['n_embd']} 维的")
-        wrong = [f"少了 {name}" for name in wanted if name not in found] + [f"多出 {name}" for name in found if name not in wanted]
-        wrong += [f"{name} 的形状是 {found[name]}，应是 {wanted[name]}" for name in wanted if found.get(name, wanted[name]) != wanted[name]]
-        if wrong:
-            raise ValueError(f"{path} 不是 {settings['n_layer']} 层、{settings['n_embd']} 维的 GPT-2，有 {len(wrong)} 处对不上：{wrong[0]}")
-        params = {"blocks": [{} for _ in range(settings["n_layer"])]}
-        outside = {"wte.weight": "wte", "wpe.weight": "wpe", "ln_f.weight": "g", "ln_f.bias": "b"}
-        for name in wanted:
-            tensor = file.get_tensor(stored[name])
-            if not tensor.is_floating_point():
-                raise ValueError(f"{path} 里 {name} 是整数（{tensor.dtype}），是量化过的权重，这里读不了")
-            inner, key = params, outside.get(name)
-            if key is None:
-                _, layer, *parts, last = name.split(".")
-                inner = params["blocks"][int(layer)]
-                for part in parts:
-                    inner = inner.setdefault(part, {})
-                key = "b" if last == "bias" else "g" if parts[0].startswith("ln") else "w"
-            inner[key] = tensor.float().numpy()
-        if "lm_head.weight" in stored and not file.get_tensor(stored["lm_head.weight"]).float().equal(file.get_tensor(stored["wte.weight"]).float()):
-            raise ValueError(f"{path} 的输出层与词嵌入不是同一个矩阵，原书的 params 里没有放它的地方")
-    return params
-
-
-# endregion
-
-
-# region 沿用 ch06/main/gpt_class_finetune.py: choose_start
-def choose_start(size, from_file, quick=False):
-    """决定从哪份预训练权重开始微调；mini 还没有训练过，就先训练一个。（详解见 ch06/main/gpt_class_finetune.py）"""
-    if from_file:
-        return Path(from_file)
-    if size is None:
-        try:
-            return find_gpt2_file("124M")
-        except FileNotFoundError:
-            size = "mini"
-    if size != "mini":
-        return find_gpt2_file(size)
-    chapter = Path(globals().get("__file__", "notebook.ipynb")).resolve().parents[2] / "ch05"
-    path = chapter / "outputs" / "gpt_mini.pth"
-    if path.is_file():
-        try:
-            done = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["progress"]["epoch"]
-        except Exception:
-            done = 15
-        if done < 15:
-            print(f"注意　{path.name} 只预训练了 {done} 轮（完整的是 15 轮），结果会差一些；补完它：python ch05/main/gpt_train.py --resume")
-        return path
-    if quick:
-        return None
-    print("还没有预训练过的 mini，先训练一个：python ch05/main/gpt_train.py（约 90 秒，只要这一次）", flush=True)
-    if subprocess.run([sys.executable, str(chapter / "main" / "gpt_train.py")]).returncode != 0:
-        raise OSError("mini 没有训练成，原因见上面；可以先单独运行 python ch05/main/gpt_train.py，或用 --from-file 指定别的权重")
-    return path
 
 
 # endregion
@@ -444,7 +198,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -453,47 +208,17 @@ def find_data(*names):
 
 os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
-
-# region 沿用 setup/device_check.py: total_memory
-def total_memory():
-    """这台机器的内存。（详解见 setup/device_check.py）"""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-# endregion
-
-
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
-# %% 6.4.1　装上预训练的权重
-config = BASE_CONFIG | SIZES["mini"] | {"context_length": 256, "qkv_bias": False}
-torch.manual_seed(123)
-model, used, start = GPTModel(config), "随机的权重（先运行 python ch05/main/gpt_train.py，这里就换成训练过的）", None
-try:
-    start = choose_start(None, None, quick=True)
-    if start:
-        model, config, _ = load_model(start)
-        used = start
-except (ValueError, OSError) as error:  # 文件坏了，或内存不够
-    print(f"{error}；改用随机的权重")
-    start = None
+# %% 6.4　装上预训练的权重
+ckpt = torch.load(find_data(WEIGHTS), map_location="cpu", weights_only=True)
+config = ckpt["config"] | {"drop_rate": 0.0}  # 与书上相同：只微调几轮，不用 dropout
+model = GPTModel(config)
+model.load_state_dict(ckpt["model"])
 model.eval()
 tokenizer = tiktoken.get_encoding("gpt2")
-official = start is not None and start.stat().st_size == 548_105_171  # OpenAI 的 124M，书上用的就是它
-print(f"【6.4】{used}　{config['n_layers']} 层，{config['emb_dim']} 维")
+print(f"【6.4】{find_data(WEIGHTS)}　{config['n_layers']} 层，{config['emb_dim']} 维")
 
 
-# %% 6.4.2　先看它会不会接话：权重装对了没有
+# %% 先看它会不会接话：权重装对了没有
 def complete(prompt, max_new_tokens):
     """贪心地接着写一段。
 
@@ -504,77 +229,157 @@ def complete(prompt, max_new_tokens):
     返回:
         str: 提示词连同接着写的
     """
-    token_ids = generate_text_simple(model, text_to_token_ids(prompt, tokenizer), max_new_tokens, config["context_length"])
-    return token_ids_to_text(token_ids, tokenizer)
+    token_ids = text_to_token_ids(prompt, tokenizer)  # (1, t)
+    return token_ids_to_text(generate_text_simple(model, token_ids, max_new_tokens, config["context_length"]), tokenizer)
 
 
 effort = complete("Every effort moves you", 15)
-print(f"\n【6.4】{effort!r}")
+print(repr(effort))
 
-# %% 6.4.3　直接问它：这是不是垃圾短信？
+# %% 直接问它：这是不是垃圾短信？
 question = (
     "Is the following text 'spam'? Answer with 'yes' or 'no':"
     " 'You are a winner you have been specially"
     " selected to receive $1000 cash or a $2000 award.'"
 )
-answer = complete(question, 23)
-print(f"【6.4】{answer[len(question) :]!r}")
+answer = complete(question, 23)[len(question) :]
+print(repr(answer))
 # 124M 也答不上来，只会把题目再说一遍：预训练只教它接着写，没有教它听话。教它听话是第 7 章的指令微调；
 # 如果只要"是或否"，有更省的办法：不让它说话，直接把输出层换成两个数。
 
-# %% 6.5.1　先冻结全部参数
-num_before = sum(p.numel() for p in model.parameters())
-for param in model.parameters():
-    param.requires_grad = False  # 不求梯度，优化器就不会动它
 
-# %% 6.5.2　换掉输出层：V 个分数 → 2 个分数
-old = model.out_head
-torch.manual_seed(123)
-num_classes = 2
-model.out_head = nn.Linear(in_features=config["emb_dim"], out_features=num_classes)  # 新建的层，默认就参加训练
-print(f"\n【6.5】输出层　{tuple(old.weight.shape)}　(V, d) → {tuple(model.out_head.weight.shape)}　(2, d)，另加 2 个偏置")
-# 是与否，一个数也够（大于 0 算垃圾）。用 2 个，是因为交叉熵、argmax 都能原样照用，要分三类、十类，只改这个数。
+# %% 6.5　把语言模型改成分类器
+def add_classification_head(model, num_classes=2):
+    """把语言模型改成分类器：全部冻结，换掉输出层，再解冻最后一块和最后的归一化。就地修改 model。
 
-# %% 6.5.3　解冻最后一块和最后的归一化
-# 前面的层学到的是词与词怎样搭配，什么任务都用得着；越靠后越接近"预测下一个词元"这件具体的事，换了题目，最该改的是它们。
-for part in (model.trf_blocks[-1], model.final_norm):
-    for param in part.parameters():
-        param.requires_grad = True
+    参数:
+        model (GPTModel): 预训练过的模型
+        num_classes (int): 分几类
+
+    出处: 原书 6.5 节，那里是几行顶层代码
+    """
+    # ① 冻结全部参数：不求梯度，优化器就不会动它。
+    for param in model.parameters():
+        param.requires_grad = False
+
+    # ② 换掉输出层：V 个分数 → 2 个分数。新建的层默认就参加训练，所以冻结要在换之前。
+    #    是与否，一个数也够（大于 0 算垃圾）；用 2 个，交叉熵、argmax 都能原样照用，要分十类，只改这个数。
+    model.out_head = nn.Linear(in_features=model.out_head.in_features, out_features=num_classes)
+
+    # ③ 解冻最后一块和最后的归一化。前面的层学到的是词与词怎样搭配，什么任务都用得着；
+    #    越靠后越接近"预测下一个词元"这件具体的事，换了题目，最该改的是它们。
+    for part in (model.trf_blocks[-1], model.final_norm):
+        for param in part.parameters():
+            param.requires_grad = True
+
+
+old_head = model.out_head
+torch.manual_seed(123)  # 新的输出层是随机的
+add_classification_head(model, NUM_CLASSES)
+print(f"\n【6.5】输出层　{tuple(old_head.weight.shape)}　(V, d) → {tuple(model.out_head.weight.shape)}　({NUM_CLASSES}, d)，另加 {NUM_CLASSES} 个偏置")
+parts = [
+    ("词嵌入、位置嵌入", [model.tok_emb, model.pos_emb]),
+    ("前面的 Transformer 块", model.trf_blocks[:-1]),
+    ("最后一块", [model.trf_blocks[-1]]),
+    ("最后的归一化", [model.final_norm]),
+    ("输出层", [model.out_head]),
+]
+for name, modules in parts:
+    params = [param for module in modules for param in module.parameters()]
+    print(f"  {sum(p.numel() for p in params):>12,} 个参数　{'训练' if params[0].requires_grad else '冻结'}　{name}")
 num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 num_total = sum(p.numel() for p in model.parameters())
-for name, module in [("词嵌入、位置嵌入", [model.tok_emb, model.pos_emb]), ("前面的 Transformer 块", model.trf_blocks[:-1]), ("最后一块", [model.trf_blocks[-1]]),
-                     ("最后的归一化", [model.final_norm]), ("输出层", [model.out_head])]:  # fmt: skip
-    params = [p for part in module for p in part.parameters()]
-    print(f"  {sum(p.numel() for p in params):>12,} 个参数　{'训练' if params[0].requires_grad else '冻结'}　{name}")
-print(f"【6.5】参加训练 {num_trainable:,} 个，占 {num_trainable / num_total:.1%}")
+print(f"参加训练 {num_trainable:,} 个，占 {num_trainable / num_total:.1%}")
 
-# %% 6.5.4　看看输出
+# %% 看看输出
 inputs = torch.tensor(tokenizer.encode("Do you have time")).unsqueeze(0)  # (b, t) = (1, 4)
-print(f"\n【6.5】输入　{inputs.tolist()}　{tuple(inputs.shape)}　(b, t)")
+print(f"\n输入　{inputs.tolist()}　{tuple(inputs.shape)}　(b, t)")
 with torch.no_grad():
-    outputs = model(inputs)  # (b, t, 2) = (1, 4, 2)
-print(f"【6.5】输出　{tuple(outputs.shape)}　(b, t, 2)：每个位置都给出两个分数\n{outputs}")
-# 要判断的是整条短信，只要一个位置的分数。取最后一个：因果掩码下，只有它看过全部词元。下一个脚本用数字来证明。
-print(f"【6.5】最后一个词元　{outputs[:, -1, :]}　(b, 2)")
+    outputs = model(inputs)  # (b, t, 2)
+print(f"输出　{tuple(outputs.shape)}　(b, t, 2)：每个位置都给出两个分数\n{outputs}")
+print(f"最后一个位置　{outputs[:, -1, :]}　(b, 2)")
+
+# %% 为什么取最后一个：只有它看过全部词元
+# 要判断的是整条短信，只要一个位置的分数。同一句话，只改第一个词或最后一个词，看哪些位置的输出会变。
+sentences = ["Do you have time", "Can you have time", "Do you have money"]
+ids = torch.tensor([tokenizer.encode(sentence) for sentence in sentences])  # (b, t) = (3, 4)
+with torch.no_grad():
+    changed = model(ids)  # (b, t, 2)
+difference = (changed - changed[0]).abs().amax(dim=-1)  # (b, t)
+print("\n每个位置的输出，与原句差多少")
+for sentence, row in zip(sentences[1:], difference[1:]):
+    print(f"  {sentence:<20}" + "　".join(f"位置 {i + 1}：{value:.3f}" for i, value in enumerate(row.tolist())))
+# 因果掩码让每个位置只看得见自己和左边：第一个位置永远只看过第一个词，只有最后一个位置读完了全部（取第一个会怎样，见练习 6.3）。
+
+# %% 可是训练时，最后一个位置几乎总是填充词元
+# "Do you have time" 没有填充，最后一个位置是 time。6.3 节的短信都填充过，最后一个位置就成了 50256：
+# 词元一样，位置一样，各条短信的差别全靠它从左边看来。还没微调的模型，看得来多少？
+path = find_data("SMSSpamCollection.tsv", "messages.tsv")
+messages = [line.split("\t")[1] for line in path.read_text(encoding="utf-8").splitlines()[:100]]
+encoded = [tokenizer.encode(message, disallowed_special=()) for message in messages]
+longest = max(len(row) for row in encoded)
+padded = [row + [50256] * (longest - len(row)) for row in encoded]
+
+
+def spam_minus_ham(rows):
+    """最后一个位置上，垃圾的分数减去正常的分数；大于 0 就是答 spam。
+
+    参数:
+        rows (list[list[int]]): 各条短信的词元编号，长短可以不一
+
+    返回:
+        Tensor: (n,)
+    """
+    with torch.no_grad():
+        scores = torch.cat([model(torch.tensor([row]))[:, -1, :] for row in rows])  # (n, 2)
+    return scores[:, 1] - scores[:, 0]  # (n,)
+
+
+with_padding, without_padding = spam_minus_ham(padded), spam_minus_ham(encoded)
+last = sum(row[-1] == 50256 for row in padded)
+print(f"\n{path.name} 的头 {len(messages)} 条；填充到 {longest}，有 {last} 条的最后一个位置是 50256")
+for name, gap in [("填充过", with_padding), ("没有填充", without_padding)]:
+    print(f"  {name:　<4}　答 spam {int((gap > 0).sum()):>3} 条　两个分数之差：平均 {gap.mean():6.3f}，各条之间的标准差 {gap.std():.3f}")
+ratio = with_padding.std() / without_padding.std()
+print(f"填充之后，各条之间的差别只剩 {ratio:.0%}")
+# 差别小了，100 条就很容易全落在 0 的同一边：没微调过的分类器，在填充过的短信上常常只会答同一类。
+# 它不是看不见短信（因果掩码下，填充词元看得见左边的一切），而是还没学会去看：在 GPT-2 的预训练里，50256 之后是另一篇文章，
+# 前面写了什么并不重要；mini 连 50256 都没见过。微调要教的正是这件事：在这个固定的位置上，用注意力把前面真正的词收集过来。
+
 
 # %% 这个数字对吗？
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 print("\n这个数字对吗？")
 d = config["emb_dim"]
 block = 12 * d * d + (10 + 3 * config["qkv_bias"]) * d  # Q、K、V 和 out_proj 4d²，前馈网络 8d²，其余是偏置和归一化
-confirm(f"最后一块 + 归一化 + 输出层 = {block:,} + {2 * d:,} + {2 * d + 2:,} = {num_trainable:,}", num_trainable == block + 2 * d + 2 * d + 2, "解冻了别的层，或忘了解冻")
-confirm("换输出层，少了 V·d − (2d + 2) 个参数", num_before - num_total == old.weight.numel() - (2 * d + 2), "out_head 换了两次")
-confirm("4 个词元，每个位置 2 个分数", outputs.shape == (1, 4, 2), "输出层没有换上")
-confirm("被冻结的层没有梯度可求：前向之后，只有新的层连着计算图", not model.tok_emb.weight.requires_grad and model.out_head.weight.requires_grad, "冻结写在了换输出层之后")
-if official:
+claim = f"最后一块 + 归一化 + 输出层 = {block:,} + {2 * d:,} + {2 * d + 2:,} = {num_trainable:,}"
+confirm(claim, num_trainable == block + 2 * d + 2 * d + 2, "解冻了别的层，或忘了解冻")
+confirm(f"4 个词元，每个位置 2 个分数：{tuple(outputs.shape)}", outputs.shape == (1, 4, 2), "输出层没有换上")
+nn.functional.cross_entropy(model(inputs)[:, -1, :], torch.tensor([0])).backward()
+reached = {name for name, param in model.named_parameters() if param.grad is not None}
+wanted = {name for name, _ in model.named_parameters() if name.startswith((f"trf_blocks.{config['n_layers'] - 1}.", "final_norm.", "out_head."))}
+confirm("反向传播之后，有梯度的正好是最后一块、最后的归一化和输出层", reached == wanted, "冻结写在了换输出层之后，或解冻了别的层")
+confirm("改最后一个词，前三个位置的输出一点没变", difference[2, :3].max() < 1e-6 < difference[2, 3], "因果掩码没有生效")
+confirm("改第一个词，每个位置都变了", bool(difference[1].min() > 0), "残差连接断了")
+if WEIGHTS == "gpt2-124M.pth":
     book = "Every effort moves you forward.\n\nThe first step is to understand the importance of your work"
     confirm("接的话与书上相同：Every effort moves you forward.…", effort == book, "某个权重装错了地方")
-    confirm("问它是不是垃圾短信，与书上一样，又说了一遍题目", "The following text 'spam'? Answer with 'yes' or 'no': 'You are a winner" in answer, "某个权重装错了地方")
+    repeated = "The following text 'spam'? Answer with 'yes' or 'no': 'You are a winner"
+    confirm("问它是不是垃圾短信，与书上一样，又说了一遍题目", repeated in answer, "某个权重装错了地方")
     expected = torch.tensor([[[-1.5854, 0.9904], [-3.7235, 7.4548], [-2.2661, 6.6049], [-3.5983, 3.9902]]])
-    confirm("参加训练的 7,090,946 个，输出与书上相同：最后一个词元 [-3.5983, 3.9902]", num_trainable == 7_090_946 and torch.allclose(outputs, expected, atol=2e-3), "新输出层的种子不是 123")
-else:
-    print("  （装上 124M 的权重，这里还会核对书上的数：最后一个词元是 [-3.5983, 3.9902]，参加训练 7,090,946 个参数）")
+    same = num_trainable == 7_090_946 and torch.allclose(outputs, expected, atol=2e-3)
+    confirm("与书上相同：参加训练 7,090,946 个，最后一个位置 [-3.5983, 3.9902]", same, "新输出层的种子不是 123")
 
 # %% 动手改
-# 1. 把 num_classes 改成 3：哪些数变了？（三条自查会变成 ✗，想想为什么）
-# 2. 把"换输出层"和"冻结"两格对调：out_head 也被冻结，它会一直是随机的。（第一、第四条自查会变成 ✗）
-# 3. 把 6.5.3 的 model.trf_blocks[-1] 改成 model.trf_blocks[-2:]，解冻最后两块：参加训练的参数变成多少？（第一条自查会变成 ✗）
+# 1. 把 NUM_CLASSES 改成 3：哪些数变了？（头两条自查会变成 ✗，想想为什么）
+# 2. 把 add_classification_head 的 ① 挪到 ② 后面：out_head 也被冻结，它会一直是随机的。（第一、第三条自查会变成 ✗）
+# 3. 把 ③ 的 model.trf_blocks[-1] 改成 model.trf_blocks[0]：第一块的梯度要穿过后面的每一块。（第三条自查会变成 ✗）
+# 4. 把 longest 改成 250：填充词元更多，各条之间的差别还剩多少？（练习 6.1 会一直填充到上下文长度）

@@ -394,7 +394,7 @@ COMPONENTS = [
         extra={},
         task="写一个函数 prepare_dataset()：训练特征是 [[-1.2, 3.1], [-0.9, 2.9], [-0.5, 2.6], [2.3, -1.1], [2.7, -1.5]]，标签 [0, 0, 0, 1, 1]；测试特征是 [[-0.8, 2.8], [2.6, -1.6]]，标签 [0, 1]。进程数 dist.get_world_size() 大于 2 时，把训练特征加上 0.1 倍的正态噪声（torch.randn_like）复制这么多份，接起来，标签也重复这么多遍。"
         "用 ToyDataset 包好，训练的 DataLoader 每批 2 个、不打乱、丢掉不满的一批、sampler 是 DistributedSampler；测试的每批 2 个、不打乱、没有 sampler。返回（训练，测试）。",
-        blanks=["dist.get_world_size() > 2", "y_train.repeat(factor)", "drop_last=True", "DistributedSampler(train_ds)", "return train_loader, test_loader"],
+        blanks=["factor > 2", "y_train.repeat(factor)", "drop_last=True", "DistributedSampler(train_ds)", "return train_loader, test_loader"],
         cases=[("每个进程的数据", prepare_batches), ("进程多于 2 个", prepare_many), ("重新打乱", prepare_epochs)],
         mutants=[
             ("sampler=DistributedSampler(train_ds)", "sampler=None", "没有用 DistributedSampler：每个进程拿到的都是全部数据，做的是同样的事，等于白用了几个进程。"),

@@ -4,6 +4,7 @@
 """
 
 from contextlib import contextmanager
+from unittest import mock
 
 
 class CharTokenizer:
@@ -125,8 +126,16 @@ def dataset_edges(ns):
 
 
 def loader(ns, **options):
-    """用假分词器建一个数据加载器，每个词元是一个字符。"""
-    with swapped(ns.create_dataloader_v1, load_gpt2_tokenizer=CharTokenizer):
+    """建一个数据加载器；tiktoken 给出的是假分词器，每个词元是一个字符，所以不用词表，也不联网。"""
+    import tiktoken
+
+    def get_encoding(name):
+        if name != "gpt2":
+            raise ValueError(f"要的是 gpt2 的分词器，不是 {name}")
+        return CharTokenizer()
+
+    # 写成 from tiktoken import get_encoding 的也换得掉。
+    with mock.patch.object(tiktoken, "get_encoding", get_encoding), swapped(ns.create_dataloader_v1, get_encoding=get_encoding):
         return ns.create_dataloader_v1("Every effort moves you toward finding", **options)
 
 
@@ -294,12 +303,13 @@ COMPONENTS = [
         source="ch02/main",
         parts=["create_dataloader_v1"],
         needs=["GPTDatasetV1"],
-        extra={"load_gpt2_tokenizer": "ch02/main/dataloader.py"},
+        extra={},
         task="写一个函数 create_dataloader_v1(txt, batch_size=4, max_length=256, stride=128, shuffle=True, drop_last=True, num_workers=0)："
-        "用 load_gpt2_tokenizer() 得到的分词器和 GPTDatasetV1 切好样本，返回一个 DataLoader，其余的函数参数原样交给它。",
-        blanks=["GPTDatasetV1", "load_gpt2_tokenizer(), max_length, stride", "dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers"],
+        "用 tiktoken.get_encoding(\"gpt2\") 得到的分词器和 GPTDatasetV1 切好样本，返回一个 DataLoader，其余的函数参数原样交给它。",
+        blanks=["GPTDatasetV1", 'tiktoken.get_encoding("gpt2"), max_length, stride', "dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers"],
         cases=[("每一批", loader_batches), ("最后一批", loader_drop_last), ("打乱", loader_shuffle), ("默认值", loader_defaults)],
         mutants=[
+            ('get_encoding("gpt2")', 'get_encoding("cl100k_base")', "用的不是 GPT-2 的分词器：cl100k_base 的词表有十万个词元，编号会超出 GPT-2 模型的嵌入表。"),
             ("max_length, stride)\n", "stride, max_length)\n", "max_length 和 stride 的次序写反了：窗口的长度变成了步幅，步幅变成了长度，也不会报错。"),
             ("dataset, batch_size=batch_size", "dataset", "没有把 batch_size 交给 DataLoader，它默认一批只有 1 个样本。"),
             ("shuffle=shuffle", "shuffle=True", "shuffle 写死成 True：验证集和核对数字时要按原来的次序，打乱了就对不上。"),

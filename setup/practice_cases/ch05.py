@@ -607,7 +607,7 @@ def assign_refuses(ns):
 
 
 def gpt2_params(layers=2, scale=1.0):
-    """一份随机的 GPT-2 权重，按 download_and_load_gpt2 的样子摆放。"""
+    """一份随机的 GPT-2 权重，按 nest_gpt2_params 的样子摆放。"""
     import numpy as np
 
     random = np.random.RandomState(123)
@@ -966,7 +966,7 @@ COMPONENTS = [
         name="gpt2_shapes",
         title="GPT-2 权重的形状",
         section="5.5",
-        source="ch05/main/gpt_download.py",
+        source="ch05/main/example_05_openai_weights.py",
         parts=["gpt2_shapes"],
         needs=[],
         extra={},
@@ -987,7 +987,7 @@ COMPONENTS = [
         name="assign",
         title="装一个参数",
         section="5.5",
-        source="ch05/main/gpt_generate.py",
+        source="ch05/main/example_05_openai_weights.py",
         parts=["assign"],
         needs=[],
         extra={},
@@ -1008,7 +1008,7 @@ COMPONENTS = [
         name="load_weights_into_gpt",
         title="装入 OpenAI 的权重",
         section="5.5",
-        source="ch05/main/gpt_generate.py",
+        source="ch05/main/example_05_openai_weights.py",
         parts=["load_weights_into_gpt"],
         needs=["assign"],
         extra={},

@@ -4,8 +4,10 @@
 """
 
 import contextlib
-import copy
+import csv
 import io
+import tempfile
+from pathlib import Path
 
 
 class CharTokenizer:
@@ -114,12 +116,21 @@ def split_sizes(ns):
 
 
 # ---- SpamDataset ----
-TEXTS = [("ham", "Hello"), ("spam", "WIN a prize now"), ("ham", ""), ("spam", "<|endoftext|>")]
+TEXTS = [(0, "Hello"), (1, "WIN a prize now"), (0, ""), (1, "<|endoftext|>")]
+
+
+def spam_dataset(ns, rows, *options, **named):
+    """把几条短信写成 CSV，再建数据集；样本在读的时候就分好了词，文件随后可以删掉。"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.csv"
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+        return ns.SpamDataset(path, CharTokenizer(), *options, **named)
 
 
 def spam_samples(ns):
     """填充到最长的那么长；标签变成编号。"""
-    dataset = ns.SpamDataset(TEXTS[:3], CharTokenizer(), pad_token_id=96)
+    dataset = spam_dataset(ns, TEXTS[:3], pad_token_id=96)
     return {"样本数": len(dataset), "长度": dataset.max_length, "样本": [tuple(dataset[i]) for i in range(len(dataset))]}
 
 
@@ -127,22 +138,22 @@ def spam_length(ns):
     """给了 max_length：短的填充，长的截断。"""
     result = {}
     for length in (3, 8, 20):
-        dataset = ns.SpamDataset(TEXTS[:2], CharTokenizer(), max_length=length, pad_token_id=96)
+        dataset = spam_dataset(ns, TEXTS[:2], max_length=length, pad_token_id=96)
         result[f"max_length={length}"] = [dataset[i][0] for i in range(2)]
     return result
 
 
 def spam_special(ns):
-    """默认用 50256 填充；正文里写着 <|endoftext|> 时当普通的字。"""
-    dataset = ns.SpamDataset(TEXTS, CharTokenizer())
-    return {"填充": dataset[0], "普通的字": dataset[3]}
+    """默认用 50256 填充；正文里写着 <|endoftext|> 或换行时，当普通的字。"""
+    dataset = spam_dataset(ns, [*TEXTS, (0, 'two "quoted"\nlines')])
+    return {"填充": dataset[0], "普通的字": dataset[3], "换行": dataset[4]}
 
 
 def spam_batch(ns):
     """能被 DataLoader 凑成批。"""
     from torch.utils.data import DataLoader
 
-    inputs, labels = next(iter(DataLoader(ns.SpamDataset(TEXTS[:3], CharTokenizer(), pad_token_id=96), batch_size=3)))
+    inputs, labels = next(iter(DataLoader(spam_dataset(ns, TEXTS[:3], pad_token_id=96), batch_size=3)))
     return {"输入": inputs, "标签": labels}
 
 
@@ -163,7 +174,7 @@ def small_gpt():
 def head_shape(ns):
     """新的输出层：形状、初始的数。"""
     result = {}
-    for name, options in {"默认": {}, "三类": {"num_classes": 3}, "种子 7": {"seed": 7}}.items():
+    for name, options in {"默认": {}, "三类": {"num_classes": 3}}.items():
         model = small_gpt()
         ns.add_classification_head(model, **options)
         result[name] = dict(model.out_head.state_dict())
@@ -172,12 +183,10 @@ def head_shape(ns):
 
 def head_frozen(ns):
     """哪些参数参加训练；别的参数原样不动。"""
-    result = {}
-    for trainable in ("last_block", "all"):
-        model = small_gpt()
-        ns.add_classification_head(model, trainable=trainable)
-        result[trainable] = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return result | {"词嵌入没有变": model.tok_emb.weight.detach(), "最后一块没有变": model.trf_blocks[-1].weight.detach()}
+    model = small_gpt()
+    ns.add_classification_head(model)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {"参加训练": trained, "词嵌入没有变": model.tok_emb.weight.detach(), "最后一块没有变": model.trf_blocks[-1].weight.detach()}
 
 
 # ---- calc_accuracy_loader、calc_loss_batch ----
@@ -250,11 +259,11 @@ def class_device(ns):
 
 
 # ---- train_classifier_simple ----
-def make_loader(shuffle=False):
+def make_loader():
     """7 条短信，一批 2 条，最后一批只有 1 条。"""
     from torch.utils.data import DataLoader, TensorDataset
 
-    return DataLoader(TensorDataset(*spam_batches([7])[0]), batch_size=2, shuffle=shuffle)
+    return DataLoader(TensorDataset(*spam_batches([7])[0]), batch_size=2)
 
 
 def spy_optimizer(model, log):
@@ -269,10 +278,9 @@ def spy_optimizer(model, log):
     return SpySGD(model.parameters(), lr=0.5)
 
 
-def train(ns, model, optimizer, epochs=2, shuffle=False, **options):
+def train(ns, model, optimizer, epochs=2):
     """微调两轮，每 3 步评估一次，每次看 2 批。"""
-    val_loader = spam_batches([3, 3, 3])
-    return quietly(lambda: ns.train_classifier_simple(model, make_loader(shuffle), val_loader, optimizer, cpu(), epochs, 3, 2, **options))
+    return quietly(lambda: ns.train_classifier_simple(model, make_loader(), spam_batches([3, 3, 3]), optimizer, cpu(), epochs, 3, 2))
 
 
 def train_steps(ns):
@@ -298,39 +306,6 @@ def train_modes(ns):
     torch.manual_seed(5)
     train(ns, model, torch.optim.SGD(model.parameters(), lr=0.5), epochs=3)
     return {"记梯度的前向，都在": [mode for mode, grad in model.seen if grad == "记梯度"], "训练之后的输出层": model.out_head.weight.detach()}
-
-
-def train_save(ns):
-    """什么时候存检查点，当时走到了哪里。"""
-    model, saved = tiny_classifier(), []
-    train(ns, model, spy_optimizer(model, []), save=lambda p: saved.append([p["epoch"], p["batch"], p["step"], p["examples_seen"]]))
-    return {"每次存的（轮，批，步，样本数）": saved}
-
-
-def train_resume(ns):
-    """在第 2 轮中间断开，接着训练，结果与没有断过相同。"""
-    import torch
-
-    def fresh():
-        model = tiny_classifier(drop=0.3)
-        return model, torch.optim.AdamW(model.parameters(), lr=0.01)
-
-    model, optimizer = fresh()
-    kept = {}
-
-    def save(p):
-        if p["step"] == 6 and not kept:
-            kept.update(p=copy.deepcopy(p), model=copy.deepcopy(model.state_dict()), optimizer=copy.deepcopy(optimizer.state_dict()), rng=torch.get_rng_state())
-
-    torch.manual_seed(5)
-    whole = train(ns, model, optimizer, epochs=3, shuffle=True, save=save)
-    uninterrupted = model.out_head.weight.detach().clone()
-    model, optimizer = fresh()
-    model.load_state_dict(kept["model"])
-    optimizer.load_state_dict(kept["optimizer"])
-    torch.set_rng_state(kept["rng"])
-    resumed = train(ns, model, optimizer, epochs=3, shuffle=True, progress=kept["p"])
-    return {"没有断过的输出层": uninterrupted, "接着训练的输出层": model.out_head.weight.detach(), "看过的样本数": resumed[-1], "与没有断过的相同": list(resumed) == list(whole)}
 
 
 # ---- classify_review ----
@@ -371,7 +346,7 @@ COMPONENTS = [
         name="create_balanced_dataset",
         title="让两类一样多",
         section="6.2",
-        source="ch06/main/gpt_class_finetune.py",
+        source="ch06/main",
         parts=["create_balanced_dataset"],
         needs=[],
         extra={},
@@ -391,7 +366,7 @@ COMPONENTS = [
         name="random_split",
         title="切成三份",
         section="6.2",
-        source="ch06/main/gpt_class_finetune.py",
+        source="ch06/main",
         parts=["random_split"],
         needs=[],
         extra={},
@@ -411,22 +386,23 @@ COMPONENTS = [
         name="SpamDataset",
         title="短信数据集",
         section="6.3",
-        source="ch06/main/gpt_class_finetune.py",
+        source="ch06/main",
         parts=["SpamDataset"],
         needs=[],
-        extra={"LABELS": "ch06/main/gpt_class_finetune.py"},
-        task="写一个 Dataset 的子类 SpamDataset(rows, tokenizer, max_length=None, pad_token_id=50256)，rows 是（标签，正文），LABELS 把标签变成编号。用 tokenizer.encode(正文, disallowed_special=()) 分词；max_length 是 None 时取最长的那条的长度，否则太长的截断；短的在末尾填充 pad_token_id。"
-        "self.labels、self.encoded_texts、self.max_length 存起来。第 index 个样本是两个 torch.long 的张量：编号 (t,) 和标签 ()；_longest_encoded_length() 返回最长的那条有几个词元。",
-        blanks=["LABELS[label]", "disallowed_special=()", "self._longest_encoded_length()", "encoded_text[: self.max_length]", "[pad_token_id] * (self.max_length - len(encoded_text))", "max(len(encoded_text) for encoded_text in self.encoded_texts)"],
+        extra={},
+        task="写一个 Dataset 的子类 SpamDataset(csv_file, tokenizer, max_length=None, pad_token_id=50256)，csv_file 有 Label（0 或 1）和 Text 两列，用 csv.DictReader 读成列表，存在 self.data。用 tokenizer.encode(正文, disallowed_special=()) 分词；max_length 是 None 时取最长的那条的长度，否则太长的截断；短的在末尾填充 pad_token_id。"
+        "self.encoded_texts、self.max_length 存起来。第 index 个样本是两个 torch.long 的张量：编号 (t,) 和标签 ()；_longest_encoded_length() 返回最长的那条有几个词元。",
+        blanks=["list(csv.DictReader(file))", "disallowed_special=()", "self._longest_encoded_length()", "encoded_text[: self.max_length]", "[pad_token_id] * (self.max_length - len(encoded_text))", 'int(self.data[index]["Label"])', "max(len(encoded_text) for encoded_text in self.encoded_texts)"],
         cases=[("样本", spam_samples), ("长度", spam_length), ("特殊词元", spam_special), ("凑成批", spam_batch)],
         mutants=[
             ("encoded_text + [pad_token_id] * (self.max_length - len(encoded_text))", "[pad_token_id] * (self.max_length - len(encoded_text)) + encoded_text", "填充在了前面；GPT 的位置从左数起，填充应在末尾。"),
             ("[encoded_text[: self.max_length] for encoded_text in self.encoded_texts]", "self.encoded_texts", "太长的没有截断，各条长短不一，凑不成批。"),
-            ("[encoded_text + [pad_token_id] * (self.max_length - len(encoded_text)) for encoded_text in self.encoded_texts]", "self.encoded_texts", "短的没有填充，各条长短不一，凑不成批。"),
+            ("encoded_text + [pad_token_id] * (self.max_length - len(encoded_text))", "encoded_text", "短的没有填充，各条长短不一，凑不成批。"),
             ("[pad_token_id] *", "[0] *", "用 0 填充了：0 号是一个真的词元，应当用 pad_token_id。"),
             ("return max(len", "return min(len", "取成了最短的那条的长度；别的都比它长，一条也没有填充，凑不成批。"),
             ("self.encoded_texts[index], dtype=torch.long", "self.encoded_texts[index], dtype=torch.float32", "编号变成了小数；嵌入层拿编号当行号去查表，只收整数。"),
-            ("torch.tensor(self.labels[index], dtype=torch.long)", "torch.tensor([self.labels[index]], dtype=torch.long)", "标签多了一维，凑成批是 (b, 1)；交叉熵要的是 (b,)。"),
+            ('int(self.data[index]["Label"])', '[int(self.data[index]["Label"])]', "标签多了一维，凑成批是 (b, 1)；交叉熵要的是 (b,)。"),
+            ('int(self.data[index]["Label"])', 'self.data[index]["Label"]', "标签还是文字；CSV 里读出来的都是文字，要用 int 变回整数。"),
             (", disallowed_special=()", "", "没有写 disallowed_special=()：有人在短信里写了 <|endoftext|>，分词器就报错。"),
         ],
     ),
@@ -434,28 +410,27 @@ COMPONENTS = [
         name="add_classification_head",
         title="换上分类的输出层",
         section="6.5",
-        source="ch06/main/gpt_class_finetune.py",
+        source="ch06/main",
         parts=["add_classification_head"],
         needs=[],
         extra={},
-        task="写一个函数 add_classification_head(model, num_classes=2, trainable=\"last_block\", seed=123)，就地修改 GPTModel：trainable 是 \"all\" 时全部参数参加训练，否则先全部冻结；设种子，把 model.out_head 换成一个新的 nn.Linear（输入的维度与原来的相同，输出 num_classes 个）；最后让最后一个 Transformer 块和 final_norm 的参数参加训练。",
-        blanks=['trainable == "all"', "torch.manual_seed(seed)", "nn.Linear(model.out_head.in_features, num_classes)", "(model.trf_blocks[-1], model.final_norm)"],
+        task="写一个函数 add_classification_head(model, num_classes=2)，就地修改 GPTModel：先冻结全部参数；把 model.out_head 换成一个新的 nn.Linear（输入的维度与原来的相同，输出 num_classes 个）；最后让最后一个 Transformer 块和 final_norm 的参数参加训练。",
+        blanks=["param.requires_grad = False", "in_features=model.out_head.in_features, out_features=num_classes", "(model.trf_blocks[-1], model.final_norm)", "param.requires_grad = True"],
         cases=[("输出层", head_shape), ("冻结", head_frozen)],
         mutants=[
-            ('param.requires_grad = trainable == "all"', "pass", "没有冻结：全部参数都参加训练，慢得多，也占内存。"),
-            ("model.out_head = nn.Linear(model.out_head.in_features, num_classes)", 'model.out_head = nn.Linear(model.out_head.in_features, num_classes).requires_grad_(trainable == "all")', "新的输出层也被冻结了；它是随机的，最应当训练，冻结要在换输出层之前做。"),
+            ("param.requires_grad = False", "pass", "没有冻结：全部参数都参加训练，慢得多，也占内存。"),
+            ("nn.Linear(in_features=model.out_head.in_features, out_features=num_classes)", "nn.Linear(in_features=model.out_head.in_features, out_features=num_classes).requires_grad_(False)", "新的输出层也被冻结了；它是随机的，最应当训练，冻结要在换输出层之前做。"),
             ("(model.trf_blocks[-1], model.final_norm)", "(model.trf_blocks[-1],)", "忘了让 final_norm 参加训练，原书里它和最后一块是一起训练的。"),
             ("model.trf_blocks[-1]", "model.trf_blocks[0]", "解冻的是第一块；离输出最近的最后一块，才最需要为新任务调整。"),
-            ("torch.manual_seed(seed)", "pass", "没有设种子，新输出层的初始权重每次都不同，数字与原书对不上。"),
-            ("in_features, num_classes)", "in_features, num_classes, bias=False)", "新的输出层没有偏置；原来的没有，是因为 GPT-2 如此，分类的输出层用默认的就行，要有。"),
-            ("in_features, num_classes)", "in_features, 2)", "类别数写死成 2，没有用上 num_classes。"),
+            ("out_features=num_classes)", "out_features=num_classes, bias=False)", "新的输出层没有偏置；原来的没有，是因为 GPT-2 如此，分类的输出层用默认的就行，要有。"),
+            ("out_features=num_classes)", "out_features=2)", "类别数写死成 2，没有用上 num_classes。"),
         ],
     ),
     dict(
         name="calc_accuracy_loader",
         title="分类的准确率",
         section="6.6",
-        source="ch06/main/gpt_class_finetune.py",
+        source="ch06/main",
         parts=["calc_accuracy_loader"],
         needs=[],
         extra={},
@@ -477,7 +452,7 @@ COMPONENTS = [
         name="calc_loss_batch_classifier",
         title="分类的一批损失",
         section="6.6",
-        source="ch06/main/gpt_class_finetune.py",
+        source="ch06/main",
         parts=["calc_loss_batch"],
         needs=[],
         extra={},
@@ -498,31 +473,30 @@ COMPONENTS = [
         name="train_classifier_simple",
         title="微调的训练循环",
         section="6.7",
-        source="ch06/main/gpt_class_finetune.py",
+        source="ch06/main",
         parts=["train_classifier_simple"],
-        needs=["calc_loss_loader", "evaluate_model", "rng_state", "calc_accuracy_loader", "calc_loss_batch_classifier"],
+        needs=["calc_loss_loader", "evaluate_model", "calc_accuracy_loader", "calc_loss_batch_classifier"],
         extra={},
-        task="写一个函数 train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, progress=None, save=None)，与第 5 章的训练循环相同，差别是：数样本不数词元（examples_seen），每 eval_freq 步用 evaluate_model 评估损失；"
-        "每轮结束时用 calc_accuracy_loader 各看 eval_iter 批，记下训练和验证的准确率。返回（训练损失，验证损失，训练准确率，验证准确率，看过的样本数）。progress 的键有 epoch、batch、step、examples_seen、train_losses、val_losses、train_accs、val_accs，从头开始时 step 是 -1、其余是 0 或空；续训与第 5 章一样，要记下每轮开头的随机数状态 epoch_rng。",
-        blanks=["optimizer.zero_grad()", "calc_loss_batch(input_batch, target_batch, model, device)", "loss.backward()", "optimizer.step()", "input_batch.shape[0]", "evaluate_model(model, train_loader, val_loader, device, eval_iter)", "calc_accuracy_loader(val_loader, model, device, num_batches=eval_iter)"],
-        cases=[("每一步", train_steps), ("模式", train_modes), ("存检查点", train_save), ("续训", train_resume)],
+        task="写一个函数 train_classifier_simple(model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter)，与第 5 章的训练循环只差两处：数样本不数词元（examples_seen）；每轮结束时用 calc_accuracy_loader 在训练集和验证集上各看 eval_iter 批，记下两个准确率。"
+        "步数从 0 数起，每 eval_freq 步用 evaluate_model 评估一次损失。返回（训练损失，验证损失，训练准确率，验证准确率，看过的样本数）。",
+        blanks=["optimizer.zero_grad()", "calc_loss_batch(input_batch, target_batch, model, device)", "loss.backward()", "optimizer.step()", "input_batch.shape[0]", "global_step % eval_freq == 0", "evaluate_model(model, train_loader, val_loader, device, eval_iter)", "calc_accuracy_loader(val_loader, model, device, num_batches=eval_iter)"],
+        cases=[("每一步", train_steps), ("模式", train_modes)],
         mutants=[
             ("optimizer.zero_grad()", "pass", "忘了 zero_grad：backward 是往旧梯度上累加，每一步用的是从头到现在所有梯度的和。"),
             ("optimizer.step()", "pass", "忘了 optimizer.step()：梯度求出来了，却没有拿去更新权重，损失不会下降。"),
             ("loss.backward()", "pass", "忘了 loss.backward()：没有梯度，optimizer.step() 什么也不会更新。"),
             ("model.train()", "pass", "每轮开头没有切换到训练模式：算准确率时切到了评估模式，没有人切回来，从第二轮起就没有 dropout 了。"),
-            ('p["examples_seen"] += input_batch.shape[0]', 'p["examples_seen"] += input_batch.numel()', "数的是词元，不是样本：一批有 b 条短信，用 shape[0]。"),
+            ("examples_seen += input_batch.shape[0]", "examples_seen += input_batch.numel()", "数的是词元，不是样本：一批有 b 条短信，用 shape[0]。"),
             ("calc_accuracy_loader(val_loader,", "calc_accuracy_loader(train_loader,", "验证准确率也是在训练集上算的，过拟合了也看不出来。"),
-            ('"step": -1', '"step": 0', "步数从 1 数起了：第一步之后的那次评估没有做，整条损失曲线都错开了一步。"),
-            ('next(islice(batches, p["batch"] - 1, None))', "pass", "续训时没有跳过这一轮学过的批，有的数据学了两遍。"),
-            ('p["epoch"], p["batch"] = epoch + 1, 0', 'p["epoch"] = epoch + 1', "一轮结束后没有把批数归零：下一轮会以为这些批已经学过，全都跳过了。"),
+            ("examples_seen, global_step = 0, -1", "examples_seen, global_step = 0, 0", "步数从 1 数起了：第一步之后的那次评估没有做，整条损失曲线都错开了一步。"),
+            ("calc_accuracy_loader(train_loader, model, device, num_batches=eval_iter)", "calc_accuracy_loader(train_loader, model, device)", "训练准确率看完了整个训练集：结果更准，可每一轮都要多花一遍前向的时间，书上只看 eval_iter 批。"),
         ],
     ),
     dict(
         name="classify_review",
         title="判断一条短信",
         section="6.8",
-        source="ch06/main/gpt_class_finetune.py",
+        source="ch06/main",
         parts=["classify_review"],
         needs=[],
         extra={},

@@ -38,7 +38,7 @@ class Component:
     def __init__(self, spec, order):
         defaults = {"needs": [], "extra": {}, "blanks": [], "cases": [], "mutants": [], "task": ""}
         self.spec, self.order = {**defaults, **spec}, order
-        for key in ("name", "title", "section", "parts", "needs", "extra", "task", "blanks", "cases", "mutants"):
+        for key in ("name", "title", "section", "parts", "needs", "task", "blanks", "cases", "mutants"):
             setattr(self, key, self.spec[key])
         self.chapter = self.spec["source"].split("/")[0]
         self.place = f"{self.section} 节" if self.section[0].isalnum() and self.section.isascii() else self.section  # 实验没有节号
@@ -54,6 +54,15 @@ class Component:
             ValueError: 那个文件夹的 example_*.py 里没有它
         """
         return copy_forward.home(self.spec["source"], self.parts[0])
+
+    @cached_property
+    def extra(self):
+        """直接给学习者的常量和函数。
+
+        返回:
+            dict[str, str]: 名字 → 讲解它的脚本
+        """
+        return {name: copy_forward.home(source, name) for name, source in self.spec["extra"].items()}
 
     @property
     def path(self):
