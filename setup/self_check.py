@@ -15,6 +15,8 @@ golden.json 里每个数写着：哪一节、哪个脚本、怎么从输出里�
 别的语言、别的框架的实现，也可以拿它来核对。
 """
 
+import contextlib
+import io
 import json
 import os
 import platform
@@ -41,7 +43,8 @@ GET = {
     "SMSSpamCollection.tsv": "python setup/download.py sms-spam",
     "instruction-data.json": "python setup/download.py instruction-data",
     "gpt2-124M.safetensors": "python setup/download.py gpt2-124M",
-    "gpt2-355M.safetensors": "python setup/download.py gpt2-355M",
+    "gpt2-124M.pth": "python ch05/main/gpt_download.py",
+    "gpt2-355M.pth": "python ch05/main/gpt_download.py --size 355M",
     "gpt_mini.pth": "python ch05/main/gpt_train.py",
 }
 

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-# ---- 改这里 ----
+# 改这里
 NUM_EPOCHS = 3  # 训练几轮
 
 

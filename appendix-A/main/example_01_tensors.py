@@ -16,6 +16,16 @@
 import numpy as np
 import torch
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 # %% A.1　PyTorch 由三样东西组成
 # ① 张量库：像 NumPy 的数组，但能搬到 GPU 上算（这个脚本和 example_05）；
 # ② 自动求导（autograd）：只写前向的公式，梯度它来算（example_02）；
@@ -117,17 +127,7 @@ window, copied = original.view(2, 3), original.clone()  # (2, 3), (6,)
 original[0] = 100
 print(f"改了 original[0]：view 里是 {window[0, 0].item()}，clone 里是 {copied[0].item()}")
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 confirm("torch.tensor 是复制：第一个数还是 1", tensor3d_2[0, 0, 0] == 1, "用成了 torch.from_numpy 或 torch.as_tensor")
 confirm("torch.from_numpy 是共享：第一个数变成了 999", tensor3d_3[0, 0, 0] == 999, "中间用过 clone() 或 .to(别的类型)")

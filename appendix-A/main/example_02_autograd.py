@@ -19,6 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import grad
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 # %% A.3　逻辑回归：最小的一张计算图
 # 一个神经元：输入 x1 乘权重 w1，加偏置 b，过 sigmoid 变成 0 到 1 之间的概率 a，再与正确答案 y 比，得到损失。
 #     x1 ─┐
@@ -119,17 +129,7 @@ except RuntimeError as error:
     second_error = str(error).split(" (")[0]
 print(f"\n陷阱三　再 backward 一次：{second_error or '没有报错'}…")
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 shown = f"{before:.4f}"
 confirm(f"损失与原书一致：0.0852（得到 {shown}）", shown == "0.0852", "sigmoid 写成了别的激活函数，或 y 不是 1.0")

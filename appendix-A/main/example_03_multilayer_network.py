@@ -17,6 +17,16 @@ import torch
 import torch.nn as nn
 
 
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
+
 # %% A.5　两个隐藏层的网络
 class NeuralNetwork(nn.Module):
     """两个隐藏层的全连接网络：num_inputs → 30 → 20 → num_outputs，中间用 ReLU。
@@ -113,17 +123,7 @@ extreme = torch.tensor([[0.0, 200.0]])
 print("\nlogits = [0, 200]　先 softmax 再 log：", torch.softmax(extreme, dim=1).log().tolist())
 print("　　　　　　　　　 log_softmax　　　：", torch.log_softmax(extreme, dim=1).tolist())
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 by_hand = (50 * 30 + 30) + (30 * 20 + 20) + (20 * 3 + 3)
 confirm(f"参数 {by_hand} 个，与书上相同", num_params == by_hand == 2213, "忘了数偏置，或层的大小不同")

@@ -43,6 +43,16 @@ class NeuralNetwork(nn.Module):
 
 # endregion
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 # %% A.6　玩具数据：5 个训练样本，2 个测试样本
 # 第 0 类在左上方，第 1 类在右下方，画一条直线就能分开：数据越简单，越能看清训练循环本身。
 X_train = torch.tensor([[-1.2, 3.1], [-0.9, 2.9], [-0.5, 2.6], [2.3, -1.1], [2.7, -1.5]])  # (n, 2) = (5, 2)
@@ -212,17 +222,7 @@ except RuntimeError as error:
     print(f"换成 3 类的模型来读：RuntimeError: {str(error).splitlines()[1].strip().split(':')[0]}…")
 folder.cleanup()
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 book = "0.75 0.65 0.44 0.13 0.03 0.00"
 shown = " ".join(f"{each:.2f}" for each in losses)

@@ -92,6 +92,16 @@ def pick_device(name="auto"):
 
 # endregion
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 # %% A.9.1　有哪些设备
 # cuda 是英伟达显卡（有几块就有 cuda:0、cuda:1……），mps 是苹果芯片的 GPU，cpu 人人都有。
 # MPS 与 CPU 共用内存，但在 PyTorch 里仍是两个设备，照样要搬。
@@ -190,17 +200,7 @@ print("第一层权重搬回 NumPy：", weight.detach().cpu().numpy().shape)
 # 每一步只有几千次乘法，GPU 花在"接单"上的时间比算的多。什么时候才划算，见 experiments/exercise_A_4_matmul_timing.py。
 # 几块 GPU 一起训练（A.9.3），见 ddp_torchrun.py。
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 added = (on_device_1 + on_device_2).cpu()
 confirm(f"在 {device} 上相加得 [5, 7, 9]", added.tolist() == [5, 7, 9], "两个张量的数字抄错了")

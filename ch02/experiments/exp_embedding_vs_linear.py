@@ -190,7 +190,8 @@ def main():
     draw(sizes, rows, OUTPUTS / "embedding_vs_linear.png")
     print(f"图已写到 {OUTPUTS / 'embedding_vs_linear.png'}")
     print(f"\n所以：V = {big} 时，one-hot 的前向比查表慢 {slower:,.0f} 倍，输入占 {TOKENS * big * 4 / 1e6:.0f} MB 而不是 {TOKENS * 8 / 1e6:.3f} MB。")
-    print(f"词表从 {first} 放大到 {big}（{big / first:.0f} 倍），one-hot 的前向变成 {grown['multiply']:.0f} 倍，查表的变成 {grown['lookup']:.1f} 倍" + ("（表大了，缓存里放不下）。" if grown["lookup"] > 2 else "。"))
+    why = "（表大了，缓存里放不下）" if grown["lookup"] > 2 else ""
+    print(f"词表从 {first} 放大到 {big}（{big / first:.0f} 倍），one-hot 的前向变成 {grown['multiply']:.0f} 倍，查表的变成 {grown['lookup']:.1f} 倍{why}。")
     backward = rows["lookup", big][1] / rows["lookup", first][1]
     print(f"查表的反向变成 {backward:.0f} 倍：只用到几行，PyTorch 默认却给整张表都准备了梯度（{rows['lookup', big][2] / 1e6:.1f} MB）。")
 

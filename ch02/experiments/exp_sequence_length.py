@@ -219,7 +219,7 @@ def saved_bytes(model, ids, heads):
         tuple[int, int]: 注意力权重的字节数，其余的字节数；参数不算
     """
     b, t = ids.shape[0], ids.shape[1] - 1
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} | {buffer.untyped_storage().data_ptr() for buffer in model.buffers()}
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     seen = {}
 
     def pack(tensor):
@@ -274,7 +274,8 @@ def main():
         parser.error(f"{args.heads} 个头、d = {args.dim} 时，有的激活值恰好也以 (t, t) 结尾，与注意力权重分不清，请换一个 --heads 或 --dim")
     lengths, tokens = (LENGTHS[:-1], 960) if args.quick else (LENGTHS, 1920)  # tokens 是每步的词元总数 b·t，一直不变：变的只是切成几个样本
 
-    cfg = {"vocab_size": VOCAB_SIZE, "context_length": max(lengths), "emb_dim": args.dim, "n_heads": args.heads, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
+    cfg = {"vocab_size": VOCAB_SIZE, "context_length": max(lengths), "drop_rate": 0.0, "qkv_bias": False}
+    cfg |= {"emb_dim": args.dim, "n_heads": args.heads, "n_layers": 2}
     torch.manual_seed(123)
     try:
         model = GPTModel(cfg)
@@ -301,7 +302,8 @@ def main():
     short, long = lengths[0], lengths[-1]
     half = next((t for t in lengths if rows[t][1] > rows[t][2]), None)
     print(f"\n所以：词元一样多，样本从 {short} 加长到 {long}，每个词元的用时变成 {rows[long][0] / rows[short][0]:.1f} 倍，激活值变成 {sum(rows[long][1:]) / sum(rows[short][1:]):.1f} 倍。")
-    print(f"多出来的都在注意力：t² 的部分变成 {rows[long][1] / rows[short][1]:.0f} 倍（b 减到 1/{long // short}，t² 变成 {(long // short) ** 2} 倍），" + (f"到 t = {half} 时超过其余的总和。" if half else "但还没超过其余的总和。"))
+    print(f"多出来的都在注意力：t² 的部分变成 {rows[long][1] / rows[short][1]:.0f} 倍（b 减到 1/{long // short}，t² 变成 {(long // short) ** 2} 倍），", end="")
+    print(f"到 t = {half} 时超过其余的总和。" if half else "但还没超过其余的总和。")
     print("长的样本让模型看得远；禁得起多长，要看模型多宽、内存多大。GPT-2 取 1024。")
 
     print("\n这个数字对吗？")

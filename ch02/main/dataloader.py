@@ -22,7 +22,7 @@ import tiktoken
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-# ---- 改这里 ----
+# 改这里
 MAX_LENGTH = 4  # 每个样本的词元数 t；4 是为了打印得下，训练时是几百到 1024
 STRIDE = 4  # 相邻样本的起点隔多少个词元；等于 MAX_LENGTH 就首尾相接，改成 1 或 2，看样本怎样重叠
 BATCH_SIZE = 8  # 一批几个样本

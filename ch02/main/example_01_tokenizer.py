@@ -36,6 +36,16 @@ def find_data(*names):
 
 # endregion
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 # %% 2.2　读入文本
 # 原书用的是一个短篇小说 The Verdict；没有下载它，就用项目自带的英文短篇：步骤完全一样，只是数字不同。
 path = find_data("the-verdict.txt", "story-en.txt")
@@ -249,17 +259,7 @@ print("一个字一个词元：", list(sentence))
 #   ① 按字切：词表几千到几万，生僻字仍是生词；② 先用工具分成"今天/天气/很/好"：要另一个模型，还会分错；
 #   ③ 切到字节，再把常见的字节组合并起来：什么语言都不会有生词。GPT-2 走的是这条路，见 example_02_bpe.py。
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 confirm("词表的编号从 0 起，连续、不重复", sorted(vocab.values()) == list(range(len(vocab))), "同一个词元给了两次编号")
 same = "".join(decoded.split()) == "".join(text.split())

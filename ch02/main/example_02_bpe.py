@@ -42,6 +42,16 @@ def find_data(*names):
 
 os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 # %% 2.5　准备分词器
 # 词表是两个文件：encoder.json（词元 → 编号）和 vocab.bpe（50000 次合并，一行一次）。原书的这一行第一次运行要联网下载，
 # 以后就读 tiktoken 的缓存。这里由 setup/prepare.py 先把它们放进缓存文件夹（上面那一行指的），不联网，编号完全相同。
@@ -91,19 +101,8 @@ print(f"\n编号 256–265，在 {path.name} 里各出现几次：", {tokenizer.
 
 
 # %% 使用分词器：按训练时的先后，把能合并的一对对合并起来
-def rank_of(piece):
-    """一段字节在词表里的编号，不在词表里就是无穷大。
-
-    参数:
-        piece (bytes): 一段字节
-
-    返回:
-        int 或 float: 编号，越小越先合并；无穷大表示不能合并
-    """
-    try:
-        return tokenizer.encode_single_token(piece)
-    except KeyError:
-        return float("inf")
+# 词表反过来：一段字节 → 编号。编号越小，合并得越早；最后的 50256 是特殊词元，不参与合并。
+rank_of = {tokenizer.decode_single_token_bytes(i): i for i in range(tokenizer.n_vocab - 1)}
 
 
 def merge_by_hand(word):
@@ -120,9 +119,9 @@ def merge_by_hand(word):
     parts = [bytes([byte]) for byte in word.encode("utf-8")]
     while True:
         print("  ", " ".join(repr(part)[1:] for part in parts))  # [1:] 去掉 bytes 前面的 b，看着清爽
-        ranks = [rank_of(left + right) for left, right in pairwise(parts)]  # 每一对相邻的
+        ranks = [rank_of.get(left + right, float("inf")) for left, right in pairwise(parts)]  # 不在词表里：无穷大
         if not ranks or min(ranks) == float("inf"):  # 只剩一段，或哪一对都不在词表里：合并完了
-            return [rank_of(part) for part in parts]
+            return [rank_of[part] for part in parts]
         i = ranks.index(min(ranks))  # 编号最小的一对最先合并，并列时取最左边的
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
@@ -161,17 +160,7 @@ english = "The weather is lovely today, so let's take a walk in the park."
 print(f"同样的意思：英文 {len(tokenizer.encode(english))} 个词元，中文 {len(tokenizer.encode(sentence))} 个")
 # 词元多，等于同样的上下文长度能装的内容少，训练和生成也都更慢。新的模型用中文语料训练自己的分词器，就是为了这个。
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 book_ids = [15496, 11, 466, 345, 588, 8887, 30, 220, 50256, 554]
 book_ids += [262, 4252, 18250, 8812, 2114, 1659, 617, 34680, 27271, 13]

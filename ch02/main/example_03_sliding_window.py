@@ -41,6 +41,16 @@ def find_data(*names):
 
 os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 # %% 2.6　整篇文本 → 一长串编号
 path = find_data("the-verdict.txt", "story-en.txt")
 raw_text = path.read_text(encoding="utf-8")
@@ -181,17 +191,7 @@ for stride in [1, 2, 4, 8]:
     used = {start * stride + offset for start in range(counts[stride]) for offset in range(4)}  # 窗口盖住了哪些位置
     print(f"  stride {stride}　样本 {counts[stride]:>5} 个　作过输入的词元 {len(used):>5} 个")
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 windows = GPTDatasetV1(raw_text, tokenizer, max_length=4, stride=2)
 starts = range(0, len(enc_text) - 4, 2)  # 原书的循环

@@ -69,6 +69,16 @@ def create_dataloader_v1(txt, batch_size=4, max_length=256, stride=128, shuffle=
 
 # endregion
 
+
+# region 沿用 setup/self_check.py: confirm
+def confirm(claim, ok, hint):
+    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
+    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
+    return ok
+
+
+# endregion
+
 # %% 2.7　一张小小的嵌入表：6 个词元，每个 3 维
 # 为什么不直接把编号喂给模型？编号只是名字，5 号不比 1 号"大"；换成向量，才能在多个方向上表达"像"与"不像"。
 input_ids = torch.tensor([2, 3, 5, 1])  # (t,)
@@ -142,17 +152,7 @@ print(same_tokens[:, :3])
 print("加上位置嵌入之后：")
 print(same_inputs[:, :3])
 
-
 # %% 这个数字对吗？
-# region 沿用 setup/self_check.py: confirm
-def confirm(claim, ok, hint):
-    """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
-    print(f"  ✓ {claim}" if ok else f"  ✗ {claim}　常见原因：{hint}")
-    return ok
-
-
-# endregion
-
 print("\n这个数字对吗？")
 book = torch.tensor([[0.3374, -0.1778, -0.1690], [0.9178, 1.5810, 1.3010], [1.2753, -0.2010, -0.1606]])
 close = torch.allclose(embedding_layer.weight[:3], book, atol=1e-4)

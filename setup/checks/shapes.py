@@ -236,7 +236,8 @@ def main():
         return print(__doc__)
     started = time.time()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        project = make_project(Path(folder), train=any(re.search("gpt_mini|124M", path.read_text(encoding="utf-8")) for path in paths))
+        texts = [re.sub("# region 沿用 setup.*?# endregion", "", path.read_text(encoding="utf-8"), flags=re.DOTALL) for path in paths]
+        project = make_project(Path(folder), train=any(re.search(r"gpt_mini|gpt2-|124M\.pth", text) for text in texts))
         results = list(pool.map(lambda path: examine(path, project), paths))
     for path, result in zip(paths, results):
         name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

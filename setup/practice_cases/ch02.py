@@ -168,23 +168,14 @@ def loader_defaults(ns):
 
 
 # ---- merge_by_hand ----
-class PairTokenizer:
-    """只会查词表的假分词器：单个字节的编号是 0–255，合并出来的从 256 起，越小越先合并。"""
-
-    merges = [b"ow", b"lo", b"er", b"we", b"wer", b"th", b"he", b"aa", b"\xe4\xbd"]  # "你" 的三个字节只合并得了前两个
-
-    def encode_single_token(self, piece):
-        """一段字节的编号；词表里没有就是 KeyError，与 tiktoken 相同。"""
-        if len(piece) == 1:
-            return piece[0]
-        if piece not in self.merges:
-            raise KeyError(piece)
-        return 256 + self.merges.index(piece)
+# 假词表：单个字节的编号是 0–255，合并出来的从 256 起，越小越先合并；"你" 的三个字节只合并得了前两个。
+MERGES = [b"ow", b"lo", b"er", b"we", b"wer", b"th", b"he", b"aa", b"\xe4\xbd"]
+RANKS = {bytes([byte]): byte for byte in range(256)} | {piece: 256 + i for i, piece in enumerate(MERGES)}
 
 
 def merged(ns, words):
     """用假词表合并几个词。"""
-    with swapped(ns.merge_by_hand, tokenizer=PairTokenizer()):
+    with swapped(ns.merge_by_hand, rank_of=RANKS):
         return {repr(word): ns.merge_by_hand(word) for word in words}
 
 
@@ -196,12 +187,6 @@ def merge_order(ns):
 def merge_edges(ns):
     """并列、不能合并、只有一个字节、空的、汉字。"""
     return merged(ns, ["aaa", "xyz", "x", "", "你", " 你low"])
-
-
-def merge_rank(ns):
-    """rank_of：在词表里是编号，不在是无穷大。"""
-    with swapped(ns.rank_of, tokenizer=PairTokenizer()):
-        return {"在词表里": ns.rank_of(b"lo"), "不在词表里": ns.rank_of(b"zz"), "单个字节": ns.rank_of(b"a")}
 
 
 COMPONENTS = [
@@ -253,20 +238,19 @@ COMPONENTS = [
         title="手工合并 BPE",
         section="2.5",
         source="ch02/main/example_02_bpe.py",
-        parts=["rank_of", "merge_by_hand"],
+        parts=["merge_by_hand"],
         needs=[],
         extra={},
-        task="全局变量 tokenizer 是 GPT-2 的分词器，检查时会给出；tokenizer.encode_single_token(字节) 得到编号，词表里没有时报 KeyError。"
-        "先写 rank_of(piece)：一段字节的编号，不在词表里就是无穷大。再写 merge_by_hand(word)：把词变成 UTF-8 字节，一个字节一段；每一步在相邻的两段里，找合起来编号最小的一对（并列取最左边），合成一段；"
-        "哪一对都合并不了时，返回各段的编号。每一步可以打印出来看。",
-        blanks=['return float("inf")', '[bytes([byte]) for byte in word.encode("utf-8")]', "rank_of(left + right)", "ranks.index(min(ranks))", "[parts[i] + parts[i + 1]]"],
-        cases=[("合并的次序", merge_order), ("边界", merge_edges), ("查编号", merge_rank)],
+        task="全局变量 rank_of 是 GPT-2 的词表，一个「一段字节 → 编号」的字典，检查时会给出。写一个函数 merge_by_hand(word)：把词变成 UTF-8 字节，一个字节一段；"
+        "每一步在相邻的两段里，找合起来编号最小的一对（并列取最左边），合成一段；哪一对都不在词表里，或只剩一段时，返回各段的编号。每一步可以打印出来看。",
+        blanks=['[bytes([byte]) for byte in word.encode("utf-8")]', 'rank_of.get(left + right, float("inf"))', "[rank_of[part] for part in parts]", "ranks.index(min(ranks))", "[parts[i] + parts[i + 1]]"],
+        cases=[("合并的次序", merge_order), ("边界", merge_edges)],
         mutants=[
             ("ranks.index(min(ranks))", 'next(k for k, rank in enumerate(ranks) if rank < float("inf"))', "从左到右见到能合并的就合并；应当每次都合并编号最小的那一对，它是训练时最先学到的。"),
             ("ranks.index(min(ranks))", 'ranks.index(max(rank for rank in ranks if rank < float("inf")))', "先合并了编号最大的一对，次序正好反了。"),
             ("parts[i : i + 2] =", "parts[i : i + 1] =", "合并之后右边那一段没有去掉，它被用了两次；要把两段换成一段。"),
             ('[bytes([byte]) for byte in word.encode("utf-8")]', '[char.encode("utf-8") for char in word]', "从字符出发，而不是从字节出发：一个汉字有三个字节，词表里多半没有整个字，查不到编号。"),
-            ('return float("inf")', "return 0", "不在词表里的一对得到了编号 0，反而最先被合并；应当是无穷大，表示不能合并。"),
+            ('left + right, float("inf")', "left + right, 0", "不在词表里的一对得到了编号 0，反而最先被合并；应当是无穷大，表示不能合并。"),
             ("if not ranks or min(ranks)", "if min(ranks)", "没有考虑只剩一段的情况：这时没有相邻的一对，对空列表求 min 会报错。"),
             ("pairwise(parts)]", "zip(parts[::2], parts[1::2])]", "只看了第 1、2 段和第 3、4 段，漏掉了跨在中间的第 2、3 段。"),
         ],

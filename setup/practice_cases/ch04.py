@@ -528,6 +528,11 @@ COMPONENTS = [
             ("GELU(),", "nn.ReLU(),", "激活函数用成了 ReLU。GPT-2 用 GELU；ReLU 把负数全变成 0。"),
             ("GELU(),", "nn.GELU(),", "用了 torch 自带的 nn.GELU()。它默认是精确版，与 GPT-2 的 tanh 近似版差万分之几。"),
             ('nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),', 'nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),\n            GELU(),', "降维之后又过了一次 GELU。最后一层不加激活函数，否则输出的负数几乎都被压成 0。"),
+            (
+                'nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),',
+                'nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"]),\n            nn.Dropout(cfg["drop_rate"]),',
+                "末尾多了一个 dropout。块在加残差之前已经丢弃过一次，这里再丢就丢了两次；不报错，参数和评估模式的输出也都不变，要数层数才看得出来。",
+            ),
             ('nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"])', 'nn.Linear(4 * cfg["emb_dim"], cfg["emb_dim"], bias=False)', "降维的线性层少了偏置。nn.Linear 默认带偏置，GPT-2 的这两层都带。"),
             ("return self.layers(x)", "return x + self.layers(x)", "在前馈网络里就加了残差。残差由 TransformerBlock 来加，这里加了就加了两遍。"),
         ],

@@ -6,6 +6,8 @@
 import contextlib
 import io
 import json
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -54,7 +56,40 @@ def quietly(work):
         return work()
 
 
-# ---- format_input、InstructionDataset、split_data ----
+# ---- download_and_load_file、format_input、InstructionDataset ----
+def loaded(ns, content=None, path="data.json"):
+    """写一个临时文件，读一次：返回读到的，或报错的类型；以及联网了没有。"""
+    asked = []
+
+    def urlopen(url, timeout=None):
+        asked.append(url)
+        return contextlib.nullcontext(SimpleNamespace(read=lambda: json.dumps(entries()).encode("utf-8")))
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch("urllib.request.urlopen", urlopen):
+        file = Path(folder) / path
+        if content is not None:
+            file.write_bytes(content)
+        try:
+            data = ns.download_and_load_file(file, "http://x")
+        except ValueError:
+            data = "ValueError"
+        return {"读到的": data, "问过的网址": asked, "文件在了": file.exists()}
+
+
+def load_good(ns):
+    """文件在，就不联网；不在，先下载、存下来。"""
+    good = [{"instruction": "指令", "input": "", "output": "回答"}]
+    return {"文件在": loaded(ns, json.dumps(good, ensure_ascii=False).encode("utf-8")), "文件不在": loaded(ns)}
+
+
+def load_bad(ns):
+    """不是这样的数据，都报 ValueError。"""
+    good = {"instruction": "a", "input": "", "output": "b"}
+    cases = {"不是 JSON": b"[{", "不是列表": b'{"a": 1}', "空列表": b"[]", "少了键": json.dumps([good, {"instruction": "a", "input": ""}]).encode()}
+    cases |= {"不是文字": json.dumps([good | {"input": 3}]).encode(), "不是字典": b'["a"]', "里面有结束词元": json.dumps([good | {"output": "x<|endoftext|>"}]).encode()}
+    return {name: loaded(ns, content)["读到的"] for name, content in cases.items()}
+
+
 def prompt_text(ns):
     """提示词一字不差。"""
     multi = {"instruction": "List two.\nUse commas.", "input": "a\nb", "output": "x"}
@@ -74,16 +109,6 @@ def dataset_kinds(ns):
     dataset = ns.InstructionDataset(entries(), tokenizer)
     lengths = [len(dataset[i]) for i in (0, 1, 0)]
     return {"长度": lengths, "类型": type(dataset[0]).__name__, "分词的次数": len(calls), "原来的数据": dataset.data}
-
-
-def split_parts(ns):
-    """三份各是哪些，不重不漏。"""
-    result = {}
-    for n in (20, 33, 110):
-        parts = ns.split_data(list(range(n)))
-        result[f"{n} 条（训练，验证，测试）"] = [[part[0], part[-1], len(part)] for part in parts]
-        result[f"{n} 条，不重不漏"] = sorted(sum(parts, [])) == list(range(n))
-    return result
 
 
 # ---- 三个凑批的函数 ----
@@ -136,27 +161,6 @@ def collate_kept(ns):
     return kept(ns.custom_collate_fn)
 
 
-HEADER_IDS = [198, 198, 21017, 18261, 25, 198]  # "\n\n### Response:\n" 在 GPT-2 词表里的编号
-
-
-def masked_values(ns):
-    """只有回答和一个结束词元算损失；输入不变。"""
-    batch = ([5, 6, *HEADER_IDS, 7, 8], [9, *HEADER_IDS, 3])
-    inputs, targets = ns.masked_collate_fn(batch)
-    return {"输入": inputs, "目标": targets, "算损失的位置数": (targets != -100).sum(dim=1)}
-
-
-def masked_edges(ns):
-    """没有标题、标题在开头、标题出现两次、换一个 ignore_index、截断。"""
-    return {
-        "没有标题": ns.masked_collate_fn(([5, 6, 7],)),
-        "标题在开头": ns.masked_collate_fn(([*HEADER_IDS, 7],)),
-        "标题出现两次": ns.masked_collate_fn(([5, *HEADER_IDS, 7, *HEADER_IDS, 8],)),
-        "ignore_index 是 -1": ns.masked_collate_fn(([5, *HEADER_IDS, 7], [1]), ignore_index=-1),
-        "最长 9 个": ns.masked_collate_fn(([5, *HEADER_IDS, 7, 8, 9, 1, 2],), allowed_max_length=9),
-    }
-
-
 # ---- generate_response ----
 def respond(ns, reply, device="cpu", **options):
     """用假的 generate 回答一条：提示词后面接上 reply；返回回答，和 generate 收到的东西。"""
@@ -165,9 +169,8 @@ def respond(ns, reply, device="cpu", **options):
     calls, tokenizer = [], CharTokenizer()
 
     def spy(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
-        calls.append({"形状": list(idx.shape), "设备": idx.device.type, "最多写几个": max_new_tokens, "上下文长度": context_size, "温度": float(temperature), "结束符": eos_id})
-        prompt = ns.format_input(entries()[1]) + options.get("header", "")
-        return torch.tensor([tokenizer.encode(prompt + reply)])
+        calls.append({"形状": list(idx.shape), "设备": idx.device.type, "最多写几个": max_new_tokens, "上下文长度": context_size, "温度": float(temperature), "结束词元": eos_id})
+        return torch.tensor([tokenizer.encode(ns.format_input(entries()[1]) + reply)])
 
     model = SimpleNamespace(pos_emb=SimpleNamespace(weight=torch.zeros(32, 4)))
     with swapped(ns.generate_response, generate=spy):
@@ -177,58 +180,63 @@ def respond(ns, reply, device="cpu", **options):
 def response_text(ns):
     """截出的回答。"""
     replies = {"有标题": "\n\n### Response:\nOccasion. \n", "没有标题": " Occasion.", "什么也没写": "", "回答有两行": "\n\n### Response:\nOne\nTwo"}
-    result = {name: respond(ns, reply)[0] for name, reply in replies.items()}
-    return result | {"标题写在提示词里": respond(ns, "Occasion.\n", header="\n\n### Response:\n")[0]}
+    return {name: respond(ns, reply)[0] for name, reply in replies.items()}
 
 
 def response_call(ns):
     """交给 generate 的东西。"""
-    return {"默认": respond(ns, "x")[1], "最多 7 个，在 meta 上": respond(ns, "x", device="meta", max_new_tokens=7)[1], "带标题": respond(ns, "x", header="\n\n### Response:\n")[1]}
+    return {"默认": respond(ns, "x")[1], "最多 7 个，在 meta 上": respond(ns, "x", device="meta", max_new_tokens=7)[1]}
 
 
-# ---- normalize、score_responses ----
-def normalized(ns):
-    """抹平大小写、标点、空白，留下连字符。"""
-    return {text: ns.normalize(text) for text in ["The Answer.", "  two   words\n", "well-known, isn't it?", "3.14", "", "你好，World！"]}
-
-
-def scored(ns):
-    """一字不差的条数、抹平之后相同的条数、按规则分的表。"""
-    train = [{"rule": "反义词", "item": "hot", "output": "Cold."}, {"rule": "复数", "item": "mouse", "output": "Mice."}]
-    test = [
-        {"rule": "反义词", "item": "hot", "output": "Cold.", "model_response": "Cold."},
-        {"rule": "反义词", "item": "big", "output": "Small.", "model_response": "small"},
-        {"rule": "反义词", "item": "hot", "output": "Cold.", "model_response": "Cool."},
-        {"rule": "复数", "item": "hot", "output": "Hots.", "model_response": "hots"},
-    ]
-    exact, same, table = ns.score_responses(test, train)
-    return {"一字不差": exact, "抹平之后相同": same, "表": {f"{rule}，{'问过' if seen else '没问过'}": list(counts) for (rule, seen), counts in table.items()}}
-
-
-def scored_plain(ns):
-    """没有 rule 和 item 的数据（如原书的）：看答案在训练集里出现过没有。"""
-    train = [{"output": "The sky is blue."}]
-    test = [{"output": "the sky is blue", "model_response": "The sky is blue!"}, {"output": "Grass is green.", "model_response": ""}]
-    exact, same, table = ns.score_responses(test, train)
-    return {"一字不差": exact, "抹平之后相同": same, "表": {f"{'问过' if seen else '没问过'}": list(counts) for (_, seen), counts in table.items()}}
-
-
-# ---- query_model、generate_model_scores ----
-def ask(ns, lines=(), error=None, **options):
-    """用假的 urlopen 问一句：返回回答（拒绝时是报错的话），和发出去的请求。"""
-    calls = []
+# ---- check_if_running、query_model、generate_model_scores ----
+def opener(reply, calls):
+    """假的 OPENER：记下每次问的是什么；reply 是要交出去的各行，或要报的错。"""
 
     def urlopen(request, timeout=None):
-        calls.append({"网址": request.full_url, "方法": request.get_method(), "类型": request.get_header("Content-type"), "内容是字节": isinstance(request.data, bytes), "内容": json.loads(request.data), "等几秒": timeout})
-        if error:
-            raise error
-        return contextlib.nullcontext(iter(lines))
+        if isinstance(request, str):
+            calls.append(request)
+        else:
+            calls.append({"网址": request.full_url, "方法": request.get_method(), "类型": request.get_header("Content-type"), "内容是字节": isinstance(request.data, bytes), "内容": json.loads(request.data)})
+        if isinstance(reply, Exception):
+            raise reply
+        return contextlib.nullcontext(io.BytesIO(b"".join(reply)))
 
-    with swapped(ns.query_model, urlopen=urlopen), mock.patch("urllib.request.urlopen", urlopen):
-        try:
-            return ns.query_model("How are you?", url="http://localhost:1/api/chat", **options), calls
-        except ValueError as problem:
-            return problem, calls
+    return SimpleNamespace(open=urlopen)
+
+
+def running(ns, reply, name="ollama"):
+    """问一声：返回在不在，和问的网址。"""
+    calls = []
+    with swapped(ns.check_if_running, OPENER=opener(reply, calls), URL="http://localhost:1/api/chat"):
+        return ns.check_if_running(name), calls
+
+
+def running_or_not(ns):
+    """在、不在、连不上、答话的是别的程序。"""
+    from http.client import BadStatusLine
+    from urllib.error import URLError
+
+    return {
+        "在": running(ns, [b"Ollama is running"])[0],
+        "名字写成大写": running(ns, [b"Ollama is running"], "OLLAMA")[0],
+        "找的是别的服务": running(ns, [b"Ollama is running"], "nginx")[0],
+        "连不上": running(ns, URLError(ConnectionRefusedError(111, "refused")))[0],
+        "等太久": running(ns, TimeoutError())[0],
+        "答话的不是网页服务器": running(ns, BadStatusLine("x"))[0],
+    }
+
+
+def running_where(ns):
+    """问的是首页，不是 /api/chat。"""
+    return {"问的网址": running(ns, [b"Ollama is running"])[1]}
+
+
+def ask(ns, lines, **options):
+    """问一句：返回回答，和发出去的请求。"""
+    calls = []
+    fake = opener(lines, calls)
+    with swapped(ns.query_model, OPENER=fake), mock.patch("urllib.request.urlopen", fake.open):
+        return ns.query_model("How are you?", url="http://localhost:1/api/chat", **options), calls
 
 
 def line(content, done=False):
@@ -237,30 +245,13 @@ def line(content, done=False):
 
 
 def query_answers(ns):
-    """把一行一行的片段接起来，到 done 为止。"""
-    lines = [line("Fi"), line("ne"), line(", 谢谢"), line("", done=True), line("多余的")]
-    return {"几段": ask(ns, lines)[0], "只有一段": ask(ns, [line("85", done=True)])[0]}
+    """把一行一行的片段接起来。"""
+    return {"几段": ask(ns, [line("Fi"), line("ne"), line(", 谢谢"), line("", done=True)])[0], "只有一段": ask(ns, [line("85", done=True)])[0]}
 
 
 def query_request(ns):
     """发出去的请求。"""
-    return {"默认": ask(ns, [line("ok", True)])[1], "换个模型": ask(ns, [line("ok", True)], model="phi3", timeout=7)[1]}
-
-
-def query_errors(ns):
-    """出错时是 ValueError；服务器的原话、该怎么办都写在里面。"""
-    from urllib.error import HTTPError, URLError
-
-    missing = HTTPError("http://localhost:1/api/chat", 404, "Not Found", {}, io.BytesIO(b'{"error": "no such model"}'))
-    halfway = [line("Fi"), b'{"error": "out of memory"}\n']
-    problems = {
-        "没有这个模型": (ask(ns, error=missing, model="phi3")[0], ("no such model", "ollama pull phi3")),
-        "连不上": (ask(ns, error=URLError(ConnectionRefusedError(111, "refused")))[0], ("ollama serve",)),
-        "生成到一半出错": (ask(ns, halfway)[0], ("out of memory",)),
-        "话没说完就断了": (ask(ns, [line("Fi")])[0], ()),
-        "不是 JSON": (ask(ns, [b"<html>\n"])[0], ()),
-    }
-    return {name: [type(problem).__name__, *(f"说了 {word}" if word in str(problem) else f"没有说 {word}" for word in words)] for name, (problem, words) in problems.items()}
+    return {"默认": ask(ns, [line("ok", True)])[1], "换个模型": ask(ns, [line("ok", True)], model="phi3")[1]}
 
 
 def rated():
@@ -272,11 +263,11 @@ def rate(ns, replies, **options):
     """用假的 query_model 打分：返回分数和每一次问的话。"""
     calls, replies = [], iter(replies)
 
-    def spy(prompt, model="llama3", url="", timeout=120):
-        calls.append((prompt, model, url, timeout))
+    def spy(prompt, model="llama3", url=""):
+        calls.append((prompt, model, url))
         return next(replies)
 
-    with swapped(ns.generate_model_scores, query_model=spy):
+    with swapped(ns.generate_model_scores, query_model=spy, URL="http://u/api/chat"):
         return quietly(lambda: ns.generate_model_scores(rated(), "model_response", **options)), calls
 
 
@@ -287,20 +278,87 @@ def rate_scores(ns):
 
 def rate_prompts(ns):
     """问裁判的话里有什么。"""
-    _, calls = rate(ns, ["1", "2", "3", "4"], model="phi3", url="http://u/api/chat", timeout=7)
+    _, calls = rate(ns, ["1", "2", "3", "4"], model="phi3")
     found = []
     for entry, (prompt, *_) in zip(rated(), calls):
         pieces = {"题目和输入": ns.format_input(entry), "参考答案": f"`{entry['output']}`", "要打分的回答": f"`{entry['model_response']}`", "只回一个整数": "integer number only", "0 到 100": "0 to 100"}
         found.append([name for name, piece in pieces.items() if piece in prompt])
-    return {"每次问的话里都有": found, "裁判、网址、等几秒": [call[1:] for call in calls]}
+    return {"每次问的话里都有": found, "裁判、网址": [call[1:] for call in calls]}
+
+
+# ---- LoRALayer、replace_linear_with_lora ----
+def lora_values(ns):
+    """刚建好时改动是 0；B 不是 0 时的改动，和对 A、B 的梯度。"""
+    import torch
+
+    torch.manual_seed(123)
+    layer = ns.LoRALayer(6, 4, 2, 8)
+    x = torch.randn(3, 6)
+    fresh = layer(x)
+    layer.B.data.normal_()
+    layer(x).square().sum().backward()
+    return {"刚建好": fresh, "训练过": layer(x), "A 的梯度": layer.A.grad, "B 的梯度": layer.B.grad}
+
+
+def lora_parameters(ns):
+    """两个参数的形状和初值。"""
+    import torch
+
+    torch.manual_seed(123)
+    layer = ns.LoRALayer(6, 4, 2, 8)
+    return {"形状": {name: list(param.shape) for name, param in layer.named_parameters()}, "A": layer.A, "B": layer.B}
+
+
+def lora_model():
+    """一个小模型：线性层有的在外面，有的在里面，还有一个不是线性层。"""
+    import torch
+
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)))
+
+
+def replaced(ns):
+    """换完之后，参数的名字，和训练过的输出。"""
+    import torch
+
+    model, x = lora_model(), torch.ones(2, 4)
+    before = model(x)
+    torch.manual_seed(2)
+    ns.replace_linear_with_lora(model, 2, 4)
+    fresh = model(x)
+    for name, param in model.named_parameters():
+        if name.endswith("B"):
+            param.data.fill_(0.5)
+    return {"参数": [f"{name} {tuple(param.shape)}" for name, param in model.named_parameters()], "刚换完与原来的差": (fresh - before).abs().max(), "训练过": model(x)}
 
 
 COMPONENTS = [
     dict(
+        name="download_and_load_file",
+        title="读指令数据",
+        section="7.2",
+        source="ch07/main",
+        parts=["download_and_load_file"],
+        needs=[],
+        extra={},
+        task="写一个函数 download_and_load_file(file_path, url)：file_path 不存在，就用 urllib.request.urlopen(url, timeout=30) 下载，按 UTF-8 解码，存到 file_path；再读它，按 JSON 解析，返回那个列表。"
+        "不是 UTF-8 的 JSON、不是列表、是空的，或有一条不是字典、instruction、input、output 不全是文字、里面有 <|endoftext|>，都报 ValueError。",
+        blanks=["os.path.exists(file_path)", 'response.read().decode("utf-8")', "json.load(file)", "isinstance(text, str)", '"<|endoftext|>" not in text'],
+        cases=[("读和下载", load_good), ("坏数据", load_bad)],
+        mutants=[
+            ("if not os.path.exists(file_path):", "if True:", "每次都下载了。文件已经在了，就不该再联网：网络一断，什么也做不成。"),
+            ("file.write(text_data)", "pass", "下载之后没有存下来。接着读的是一个空文件。"),
+            ("not isinstance(data, list) or not data", "not isinstance(data, list)", "空的列表也放过了。切成三份，哪一份都是空的，要到训练时才报错。"),
+            ('for key in ("instruction", "input", "output")]', 'for key in ("instruction", "input")]', "没有查 output。少了回答的那一条，凑批时才报 KeyError。"),
+            (' and "<|endoftext|>" not in text', "", "正文里的结束词元放过了。它表示到此为止，会把一条数据切成两条。"),
+            (' if isinstance(entry, dict) else [None]', "", "没有查是不是字典。列表里混着一句话时，报的是 AttributeError，看不出是第几条。"),
+        ],
+    ),
+    dict(
         name="format_input",
         title="指令的提示词",
         section="7.2",
-        source="ch07/main/gpt_instruction_finetuning.py",
+        source="ch07/main",
         parts=["format_input"],
         needs=[],
         extra={},
@@ -318,29 +376,10 @@ COMPONENTS = [
         ],
     ),
     dict(
-        name="split_data",
-        title="训练、验证、测试",
-        section="7.2",
-        source="ch07/main/gpt_instruction_finetuning.py",
-        parts=["split_data"],
-        needs=[],
-        extra={},
-        task="写一个函数 split_data(data)，按文件里的次序切，不打乱：开头的 85% 是训练集，接着的 10% 是测试集，剩下的是验证集，条数用 int 取整；按（训练，验证，测试）的次序返回。",
-        blanks=["int(len(data) * 0.85)", "int(len(data) * 0.1)", "data[train_portion : train_portion + test_portion]", "data[train_portion + test_portion :]", "train_data, val_data, test_data"],
-        cases=[("三份", split_parts)],
-        mutants=[
-            ("return train_data, val_data, test_data", "return train_data, test_data, val_data", "返回的次序不对：切的时候测试集在前，返回的时候验证集在前，次序弄混就拿测试集去挑模型了。"),
-            ("data[train_portion + test_portion :]", "data[train_portion + test_portion : train_portion + test_portion + int(len(data) * 0.05)]", "验证集也用 int 取整，末尾几条哪一份都不要，丢掉了；应当把剩下的全给它。"),
-            ("data[train_portion : train_portion + test_portion]", "data[train_portion:]", "测试集一直到最后，把验证集也包括进去了。"),
-            ("data[train_portion : train_portion + test_portion]", "data[:test_portion]", "测试集取的是开头，那些正是训练集里的：拿学过的题来考，成绩没有意义。"),
-            ("len(data) * 0.1)", "len(data) * 0.15)", "测试集取成了 15%，验证集什么也不剩；三份是 85%、10%、5%。"),
-        ],
-    ),
-    dict(
         name="InstructionDataset",
         title="指令数据集",
         section="7.3",
-        source="ch07/main/gpt_instruction_finetuning.py",
+        source="ch07/main",
         parts=["InstructionDataset"],
         needs=["format_input"],
         extra={},
@@ -348,8 +387,8 @@ COMPONENTS = [
         blanks=["format_input(entry)", 'f"\\n\\n### Response:\\n{entry[\'output\']}"', "instruction_plus_input + response_text", "self.encoded_texts[index]", "len(self.data)"],
         cases=[("文本", dataset_texts), ("类型与次数", dataset_kinds)],
         mutants=[
-            ("tokenizer.encode(instruction_plus_input + response_text)", "tokenizer.encode(instruction_plus_input)", "只有提示词，没有回答，模型学不到该怎样回答。"),
-            ("tokenizer.encode(instruction_plus_input + response_text)", "tokenizer.encode(response_text)", "只有回答，没有提示词，模型不知道在回答什么。"),
+            ("full_text = instruction_plus_input + response_text", "full_text = instruction_plus_input", "只有提示词，没有回答，模型学不到该怎样回答。"),
+            ("full_text = instruction_plus_input + response_text", "full_text = response_text", "只有回答，没有提示词，模型不知道在回答什么。"),
             ('f"\\n\\n### Response:\\n{entry[\'output\']}"', "entry['output']", "少了「### Response:」这个标题：模型分不清指令到哪里为止，也不知道什么时候该它说话。"),
             ("\\n\\n### Response:\\n{", "\\n\\n### Response: {", "标题后面没有换行，与生成时的提示词对不上。"),
             ("instruction_plus_input = format_input(entry)", "instruction_plus_input = entry['instruction']", "没有用 format_input：少了开头那两句话和标题，input 也丢了。"),
@@ -358,13 +397,13 @@ COMPONENTS = [
     ),
     dict(
         name="custom_collate_draft_1",
-        title="凑批第一稿：补齐",
+        title="凑批第一稿：填充",
         section="7.3",
-        source="ch07/main/example_02_collate.py",
+        source="ch07/main",
         parts=["custom_collate_draft_1"],
         needs=[],
         extra={},
-        task="写一个函数 custom_collate_draft_1(batch, pad_token_id=50256, device=\"cpu\")，batch 是几条编号列表。每条复制一份，末尾加一个 pad_token_id，再补到这一批里最长的那么长（最长的也加了一个）；去掉最后一个，变成张量；叠成 (b, t)，放到 device 上返回。不要改动原来的列表。",
+        task="写一个函数 custom_collate_draft_1(batch, pad_token_id=50256, device=\"cpu\")，batch 是几条编号列表。每条复制一份，末尾加一个 pad_token_id，再填到这一批里最长的那么长（最长的也加了一个）；去掉最后一个，变成张量；叠成 (b, t)，放到 device 上返回。不要改动原来的列表。",
         blanks=["len(item) + 1 for item in batch", "item.copy()", "[pad_token_id] * (batch_max_length - len(new_item))", "padded[:-1]", "torch.stack(inputs_lst).to(device)"],
         cases=[("数值", draft_1_values), ("原来的样本与设备", draft_1_kept)],
         mutants=[
@@ -372,8 +411,8 @@ COMPONENTS = [
             ("padded[:-1]", "padded", "没有去掉多留的那一格，输入比书上长了一个。"),
             ("[pad_token_id] * (batch_max_length - len(new_item))", "[0] * (batch_max_length - len(new_item))", "用 0 填充了：0 号是一个真的词元，应当用 pad_token_id。"),
             ("new_item + [pad_token_id] * (batch_max_length - len(new_item))", "[pad_token_id] * (batch_max_length - len(new_item)) + new_item", "填充在了前面；GPT 的位置从左数起，填充应在末尾。"),
-            ("len(item) + 1 for item in batch", "len(item) for item in batch", "忘了给结束词元留一格：最长的那条加上它之后，比补到的长度还多一个，各条长短不一，叠不起来。"),
-            ("max(len(item) + 1 for item in batch)", "1024", "补到了固定的长度：每批只要补到这一批里最长的，短的批就短，省下许多白算的填充。"),
+            ("len(item) + 1 for item in batch", "len(item) for item in batch", "忘了给结束词元留一格：最长的那条加上它之后，比填到的长度还多一个，各条长短不一，叠不起来。"),
+            ("max(len(item) + 1 for item in batch)", "1024", "填到了固定的长度：每批只要填到这一批里最长的，短的批就短，省下许多白算的填充。"),
             (".to(device)", "", "没有放到指定的设备上。"),
         ],
     ),
@@ -381,11 +420,11 @@ COMPONENTS = [
         name="custom_collate_draft_2",
         title="凑批第二稿：目标",
         section="7.3",
-        source="ch07/main/example_02_collate.py",
+        source="ch07/main",
         parts=["custom_collate_draft_2"],
         needs=[],
         extra={},
-        task="写一个函数 custom_collate_draft_2(batch, pad_token_id=50256, device=\"cpu\")：像第一稿那样补齐（每条末尾加一个 pad_token_id，补到最长的再加一个），去掉最后一个是输入，去掉第一个是目标；返回（输入，目标），都是 (b, t)，放到 device 上。不要改动原来的列表。",
+        task="写一个函数 custom_collate_draft_2(batch, pad_token_id=50256, device=\"cpu\")：像第一稿那样填充（每条末尾加一个 pad_token_id，填到最长的再加一个），去掉最后一个是输入，去掉第一个是目标；返回（输入，目标），都是 (b, t)，放到 device 上。不要改动原来的列表。",
         blanks=["item.copy()", "[pad_token_id] * (batch_max_length - len(new_item))", "padded[:-1]", "padded[1:]", "torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)"],
         cases=[("数值", draft_2_values), ("原来的样本与设备", draft_2_kept)],
         mutants=[
@@ -393,7 +432,7 @@ COMPONENTS = [
             ("padded[1:]", "padded[2:] + [pad_token_id]", "目标右移了两位，每个位置预测的是后面第二个词元。"),
             ("item.copy()", "item", "没有复制：+= 会改动原来的列表，每过一轮，样本就多出一个结束词元。"),
             ("torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)", "torch.stack(targets_lst).to(device), torch.stack(inputs_lst).to(device)", "输入和目标返回的次序反了，变成了拿后一个词元去预测前一个。"),
-            ("len(item) + 1 for item in batch", "len(item) for item in batch", "忘了给结束词元留一格：最长的那条加上它之后，比补到的长度还多一个，各条长短不一，叠不起来。"),
+            ("len(item) + 1 for item in batch", "len(item) for item in batch", "忘了给结束词元留一格：最长的那条加上它之后，比填到的长度还多一个，各条长短不一，叠不起来。"),
             ("torch.stack(targets_lst).to(device)", "torch.stack(targets_lst)", "目标没有放到指定的设备上，算损失时会报错说两个张量不在一处。"),
         ],
     ),
@@ -401,12 +440,12 @@ COMPONENTS = [
         name="custom_collate_fn",
         title="凑批定稿",
         section="7.3",
-        source="ch07/main/gpt_instruction_finetuning.py",
+        source="ch07/main",
         parts=["custom_collate_fn"],
         needs=[],
         extra={},
         task="写一个函数 custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_length=None, device=\"cpu\")：在第二稿的基础上，每条目标里第一个 pad_token_id 留着，后面的都换成 ignore_index；allowed_max_length 不是 None 时，输入和目标都截到这么长。返回（输入，目标），都是 (b, t)。不要改动原来的列表。",
-        blanks=["item.copy()", "padded[:-1]", "padded[1:]", "torch.nonzero(targets == pad_token_id).squeeze()", "targets[indices[1:]]", "inputs[:allowed_max_length]", "targets[:allowed_max_length]"],
+        blanks=["item.copy()", "padded[:-1]", "padded[1:]", "torch.nonzero(mask).squeeze()", "targets[indices[1:]]", "inputs[:allowed_max_length]", "targets[:allowed_max_length]"],
         cases=[("数值", collate_values), ("选项", collate_options), ("原来的样本与设备", collate_kept)],
         mutants=[
             ("indices[1:]", "indices", "第一个结束词元也换成了 -100：没有一个目标是「到此为止」，模型永远学不会停。"),
@@ -422,106 +461,79 @@ COMPONENTS = [
         ],
     ),
     dict(
-        name="masked_collate_fn",
-        title="只学回答的凑批",
-        section="7.3",
-        source="ch07/main/gpt_instruction_finetuning.py",
-        parts=["masked_collate_fn"],
-        needs=["custom_collate_fn"],
-        extra={},
-        task="写一个函数 masked_collate_fn(batch, ignore_index=-100, **options)：先用 custom_collate_fn 凑批，再在每条样本里找标题 \"\\n\\n### Response:\\n\" 第一次出现的地方，它的编号是 [198, 198, 21017, 18261, 25, 198]；把目标里从开头到标题结束的位置都换成 ignore_index，第一个算损失的应是回答的第一个词元。没有标题的样本不动。返回（输入，目标）。",
-        blanks=["custom_collate_fn(batch, ignore_index=ignore_index, **options)", "item[i : i + len(header)] == header", "start is not None", "start + len(header) - 1"],
-        cases=[("数值", masked_values), ("边界", masked_edges)],
-        mutants=[
-            ("start + len(header) - 1]", "start + len(header)]", "差了一个：目标已经错开了一位，照样本里的位置去换，回答的第一个词元也被换掉了。"),
-            ("target[: start + len(header) - 1]", "target[: max(start - 1, 0)]", "标题没有换掉，还在学怎样写「### Response:」；它由提问的人写上，不用学。"),
-            ("zip(batch, targets)", "zip(batch, inputs)", "换掉的是输入：-100 不是词元编号，嵌入层查表会报错；不算损失只要换目标。"),
-            ("if start is not None:", "if start:", "写成了 if start：标题在最开头时 start 是 0，在 Python 里算假，就没有换。"),
-            ("ignore_index=ignore_index, **options", "**options", "没有把 ignore_index 交给 custom_collate_fn，填充的位置用的还是 -100，两处不一致。"),
-            ("range(len(item))", "reversed(range(len(item)))", "找的是最后一次出现的标题：回答里若写着同样的话，前面的回答就都不学了。"),
-        ],
-    ),
-    dict(
         name="generate_response",
         title="生成并截出回答",
         section="7.7",
-        source="ch07/main/gpt_instruction_finetuning.py",
+        source="ch07/main",
         parts=["generate_response"],
         needs=["text_to_token_ids", "token_ids_to_text", "generate", "format_input"],
         extra={},
-        task="写一个函数 generate_response(model, tokenizer, entry, device, max_new_tokens=256, header=\"\")：提示词是 format_input(entry) 加上 header，变成编号、搬到 device 上，用 generate 贪心地接着写最多 max_new_tokens 个词元，上下文长度看 model.pos_emb.weight 的形状，遇到 50256 就停；"
+        task="写一个函数 generate_response(model, tokenizer, entry, device, max_new_tokens=256)：提示词是 format_input(entry)，变成编号、搬到 device 上，用 generate 贪心地接着写最多 max_new_tokens 个词元，上下文长度看 model.pos_emb.weight 的形状，遇到 50256 就停；"
         "变回文本，去掉开头的提示词，去掉 \"### Response:\"，去掉两头的空白，返回回答。",
-        blanks=["format_input(entry) + header", "model.pos_emb.weight.shape[0]", "eos_id=50256", "token_ids_to_text(token_ids, tokenizer)", "generated_text[len(input_text) :]", 'replace("### Response:", "").strip()'],
+        blanks=["model.pos_emb.weight.shape[0]", "eos_id=50256", "token_ids_to_text(token_ids, tokenizer)", "generated_text[len(input_text) :]", 'replace("### Response:", "").strip()'],
         cases=[("回答", response_text), ("怎样生成", response_call)],
         mutants=[
             ("generated_text[len(input_text) :]", "generated_text", "没有去掉提示词：generate 返回的是提示词连同新写的，提示词也成了回答的一部分。"),
             ('.replace("### Response:", "")', "", "没有去掉「### Response:」这个标题，它不是回答。"),
             (".strip()", "", "没有去掉两头的空白，与参考答案比较时就对不上了。"),
-            ("eos_id=50256,", "", "没有给结束符：模型说完了也停不下来，一直写到 max_new_tokens 为止。"),
-            ("format_input(entry) + header", "format_input(entry)", "没有接上 header：训练时标题没算损失的模型，自己写不出标题，要由提问的人写上。"),
+            ("eos_id=50256,", "", "没有给结束词元：模型说完了也停不下来，一直写到 max_new_tokens 为止。"),
             ("weight.shape[0]", "weight.shape[1]", "取成了嵌入维度：位置嵌入的形状是（上下文长度，d）。"),
             (".to(device)", "", "输入没有搬到模型所在的设备上，在 MPS 或 CUDA 上会报错。"),
             ("max_new_tokens=max_new_tokens", "max_new_tokens=256", "写死成了 256，没有用上 max_new_tokens。"),
         ],
     ),
     dict(
-        name="score_responses",
-        title="与参考答案比",
+        name="check_if_running",
+        title="Ollama 在运行吗",
         section="7.8",
-        source="ch07/main/gpt_instruction_finetuning.py",
-        parts=["normalize", "score_responses"],
+        source="ch07/main",
+        parts=["check_if_running"],
         needs=[],
-        extra={},
-        task="写两个函数。normalize(text)：变小写，把字母、数字、下划线、空白、连字符以外的换成空格，单词之间只留一个空格，两头不留。"
-        "score_responses(test_data, train_data)：每条有 output 和 model_response，返回三样：一字不差的条数、normalize 之后相同的条数，和一个字典，键是（rule，这个事实训练时问过没有），值是 [相同的条数, 总数]。一条的事实是（rule，item）；没有 item 就用 normalize 过的 output，没有 rule 时字典的键里写「（没有分类）」。",
-        blanks=["text.lower()", 'r"[^\\w\\s-]"', "{fact(entry) for entry in train_data}", 'entry["model_response"] == entry["output"]', 'normalize(entry["model_response"]) == normalize(entry["output"])', "row[0] += correct"],
-        cases=[("抹平", normalized), ("打分", scored), ("没有分类的数据", scored_plain)],
+        extra={"URL": "ch07/main/example_06_scores.py", "OPENER": "ch07/main"},
+        task="写一个函数 check_if_running(process_name)：用 OPENER.open(首页的网址, timeout=5) 打开 Ollama 的首页，首页的网址是全局变量 URL 去掉末尾的 /api/chat；首页的文字里有 process_name（不分大小写）就返回 True。"
+        "没有、连不上（OSError），或答话的不是网页服务器（http.client.HTTPException），返回 False。",
+        blanks=['URL.removesuffix("/api/chat")', "process_name.lower()", "(OSError, HTTPException)", "return False"],
+        cases=[("在不在", running_or_not), ("问哪里", running_where)],
         mutants=[
-            ("text.lower()", "text", "没有变小写：The 和 the 被当成不同的答案。"),
-            ('r"[^\\w\\s-]", " "', 'r"[^\\w\\s]", " "', "连字符也去掉了：well-known 变成了两个词。"),
-            ('r"[^\\w\\s-]", " "', 'r"[^\\w\\s-]", ""', "标点换成了空，不是空格：3.14 变成 314，逗号两边的词也会粘在一起。"),
-            ('" ".join(re.sub(r"[^\\w\\s-]", " ", text.lower()).split())', 're.sub(r"[^\\w\\s-]", " ", text.lower())', "没有收拾空白：多一个空格、末尾多个换行，就算答错了。"),
-            ("for entry in train_data}", "for entry in test_data}", "「问过没有」拿测试集自己去查，当然全都问过；要查的是训练集。"),
-            ('exact += entry["model_response"] == entry["output"]', 'exact += normalize(entry["model_response"]) == normalize(entry["output"])', "一字不差的条数也用抹平之后的来比，两个数就总是相同，看不出有几条只差在标点和大小写。"),
-            ('return entry.get("rule"), entry.get("item", normalize(entry["output"]))', 'return entry.get("item", normalize(entry["output"]))', "只看问的是什么，没有看是哪条规则：问过 hot 的反义词，不等于问过 hot 的复数。"),
-            ("row[1] += 1", "row[1] += correct", "总数只数了答对的，每一格的正确率都成了百分之百。"),
+            ('URL.removesuffix("/api/chat")', "URL", "问的是 /api/chat，不是首页。那里只收问题，空着手去问，它会报错。"),
+            ("process_name.lower() in response.read().decode(\"utf-8\").lower()", "True", "只要有回音就算在。那个端口上也可能是别的程序。"),
+            ("process_name.lower() in", "process_name in", "名字没有变小写。首页写的是 Ollama，大小写不同就找不到。"),
+            ("except (OSError, HTTPException):", "except ValueError:", "连不上的时候没有接住。没有运行时应当回答 False，不是报错。"),
+            ("return False", "return True", "连不上也说在。"),
         ],
     ),
     dict(
         name="query_model",
         title="问 Ollama 一句",
         section="7.8",
-        source="ch07/main/ollama_evaluate.py",
+        source="ch07/main",
         parts=["query_model"],
         needs=[],
-        extra={"URL": "ch07/main/ollama_evaluate.py"},
-        task="写一个函数 query_model(prompt, model=\"llama3\", url=URL, timeout=120)：用 urllib 的 Request 和 urlopen 把 JSON 以 POST 发到 url，Content-Type 是 application/json，内容有 model、messages（一条，role 是 user，content 是 prompt）和 options（seed 123、temperature 0、num_ctx 2048）。"
-        "回来的是一行一行的 JSON，把每行 [\"message\"][\"content\"] 接起来，到 done 是 true 的那行为止，返回全文。某一行有 error、连不上、没有这个模型（HTTP 404）、话没说完、不是 JSON，都报 ValueError：带上服务器的原话；404 时说 ollama pull 模型名，连不上时说 ollama serve。",
-        blanks=['{"role": "user", "content": prompt}', 'json.dumps(data).encode("utf-8")', 'method="POST"', "json.loads(line)", 'response_json["message"]["content"]', 'response_json.get("done")'],
-        cases=[("回答", query_answers), ("请求", query_request), ("出错", query_errors)],
+        extra={"URL": "ch07/main/example_06_scores.py", "OPENER": "ch07/main"},
+        task="写一个函数 query_model(prompt, model=\"llama3\", url=URL)：用 urllib.request.Request 和 OPENER.open 把 JSON 以 POST 发到 url，Content-Type 是 application/json，内容有 model、messages（一条，role 是 user，content 是 prompt）和 options（seed 123、temperature 0、num_ctx 2048）。"
+        "回来的是一行一行的 JSON，把每行 [\"message\"][\"content\"] 接起来，返回全文。",
+        blanks=['{"role": "user", "content": prompt}', 'json.dumps(data).encode("utf-8")', 'method="POST"', "json.loads(line)", 'response_json["message"]["content"]'],
+        cases=[("回答", query_answers), ("请求", query_request)],
         mutants=[
             ('response_data += response_json["message"]["content"]', 'response_data = response_json["message"]["content"]', "每一行只是一小段，要接起来；写成 = 就只剩最后一段了。"),
-            ('if response_json.get("done"):', "if True:", "读了一行就返回，只拿到回答的开头。"),
-            ('if response_json.get("done"):', "if False:", "没有看 done：说完了也不返回，一直读到断开，还以为话没说完。"),
+            ("for line in response:", "for line in [next(iter(response))]:", "只读了第一行，拿到的是回答的开头。"),
             ('"seed": 123, "temperature": 0, ', '"seed": 123, ', "没有把温度设成 0，裁判每次给的分数都不同。"),
-            ('json.dumps(data).encode("utf-8")', "json.dumps(data)", "没有变成字节：网络上传的是字节，urlopen 收到文字会报 TypeError。"),
+            ('json.dumps(data).encode("utf-8")', "json.dumps(data)", "没有变成字节：网络上传的是字节，发文字会报 TypeError。"),
             ('request.add_header("Content-Type", "application/json")', "pass", "没有说明内容是 JSON，服务器可能不认。"),
-            ('if "error" in response_json:', "if False:", "没有看 error：生成到一半出错时，错误夹在后面的行里，它的原话就丢了。"),
-            ("error.code == 404", "False", "没有这个模型时，没有告诉读者该用 ollama pull 先下载。"),
-            ('raise ValueError(f"{url} 话没说完就断了；再运行一次，还不行就看看 ollama serve 那边的报错")', "return response_data", "话没说完就断了，却把半句当成完整的回答返回。"),
+            ('"model": model,', '"model": "llama3",', "写死成了 llama3，没有用上 model。"),
         ],
     ),
     dict(
         name="generate_model_scores",
         title="请裁判打分",
         section="7.8",
-        source="ch07/main/ollama_evaluate.py",
+        source="ch07/main",
         parts=["generate_model_scores"],
         needs=["format_input", "query_model"],
-        extra={"URL": "ch07/main/ollama_evaluate.py"},
-        task="写一个函数 generate_model_scores(json_data, json_key, model=\"llama3\", url=URL, timeout=120)：对每一条，用 query_model(prompt, model, url, timeout) 问裁判，提示词是「Given the input `…` and correct output `…`, score the model response `…` on a scale from 0 to 100, where 100 is the best score. Respond with the integer number only.」，"
+        extra={"URL": "ch07/main/example_06_scores.py", "OPENER": "ch07/main"},
+        task="写一个函数 generate_model_scores(json_data, json_key, model=\"llama3\")：对每一条，用 query_model(prompt, model, URL) 问裁判，提示词是「Given the input `…` and correct output `…`, score the model response `…` on a scale from 0 to 100, where 100 is the best score. Respond with the integer number only.」，"
         "三个 … 依次是 format_input(entry)、参考答案 entry[\"output\"]、要打分的回答 entry[json_key]。回答是整数就记下，不是就打印出来、不算。返回整数的列表。",
-        blanks=["{format_input(entry)}", "{entry['output']}", "{entry[json_key]}", "query_model(prompt, model, url, timeout)", "int(score)"],
+        blanks=["{format_input(entry)}", "{entry['output']}", "{entry[json_key]}", "query_model(prompt, model, URL)", "int(score)"],
         cases=[("分数", rate_scores), ("问的话", rate_prompts)],
         mutants=[
             ("{entry[json_key]}", "{entry['output']}", "把参考答案当成了要打分的回答，裁判每次都给满分。"),
@@ -529,9 +541,47 @@ COMPONENTS = [
             ('f"and correct output `{entry[\'output\']}`, "', '""', "没有给裁判看参考答案，它只好凭自己的知识打分。"),
             ('f"Respond with the integer number only."', '""', "没有说「只回一个整数」，裁判会写一篇评语，分数就取不出来了。"),
             ("except ValueError:", "except KeyError:", "没有考虑裁判回的不是整数，一条评语就让整个打分中断。"),
-            ('tqdm.write(f"这不是整数，不计入：{score[:80]!r}")', "scores.append(0)", "不是整数的记成了 0 分，平均分被白白拉低；应当不算。"),
+            ('print(f"这不是整数，不计入：{score}")', "scores.append(0)", "不是整数的记成了 0 分，平均分被白白拉低；应当不算。"),
             ("int(score)", "float(score)", "分数变成了小数，「8.5」这样没有照要求回答的也算了进去。"),
-            ("query_model(prompt, model, url, timeout)", "query_model(prompt)", "没有把裁判、网址和等待时间交给 query_model，用的总是默认的那些。"),
+            ("query_model(prompt, model, URL)", "query_model(prompt)", "没有把裁判和网址交给 query_model，用的总是默认的那些。"),
+        ],
+    ),
+    dict(
+        name="LoRALayer",
+        title="LoRA 的两个小矩阵",
+        section="练习 7.4",
+        source="ch07/experiments/exercise_7_4_lora.py",
+        parts=["LoRALayer"],
+        needs=[],
+        extra={},
+        task="写一个 nn.Module：LoRALayer(in_dim, out_dim, rank, alpha)。参数 A 是 (in_dim, rank)，用 nn.init.kaiming_uniform_(A, a=5**0.5) 初始化；参数 B 是 (rank, out_dim)，全 0。forward(x) 返回 (alpha / rank) 倍的 x·A·B。",
+        blanks=["torch.empty(in_dim, rank)", "a=5**0.5", "torch.zeros(rank, out_dim)", "alpha / rank", "x @ self.A @ self.B"],
+        cases=[("数值", lora_values), ("参数", lora_parameters)],
+        mutants=[
+            ("alpha / rank", "alpha", "没有除以 r。印在书上的版本就是这样；r 变大，改动就跟着变大，学习率要重新找。"),
+            ("torch.zeros(rank, out_dim)", "torch.randn(rank, out_dim)", "B 不是从 0 开始的。刚挂上，模型的输出就变了，预训练学到的被打乱。"),
+            ("nn.init.kaiming_uniform_(self.A, a=5**0.5)", "nn.init.zeros_(self.A)", "A 也是 0。A 和 B 都是 0，两边的梯度就都是 0，永远学不动。"),
+            ("nn.init.kaiming_uniform_(self.A, a=5**0.5)", "nn.init.kaiming_uniform_(self.A)", "少了 a=5**0.5。与 nn.Linear 的默认初始化不同，A 大了两倍多。"),
+        ],
+    ),
+    dict(
+        name="replace_linear_with_lora",
+        title="给每个线性层挂上 LoRA",
+        section="练习 7.4",
+        source="ch07/experiments/exercise_7_4_lora.py",
+        parts=["LinearWithLoRA", "replace_linear_with_lora"],
+        needs=["LoRALayer"],
+        extra={},
+        task="先写一个 nn.Module：LinearWithLoRA(linear, rank, alpha)，属性 linear 是原来的线性层，lora 是 LoRALayer(linear.in_features, linear.out_features, rank, alpha)，forward(x) 返回两者的输出之和。"
+        "再写一个函数 replace_linear_with_lora(model, rank, alpha)：把 model 里每个 nn.Linear 就地换成 LinearWithLoRA；不是线性层的子模块，进到里面接着找。",
+        blanks=["linear.in_features, linear.out_features, rank, alpha", "self.linear(x) + self.lora(x)", "isinstance(module, nn.Linear)", "LinearWithLoRA(module, rank, alpha)", "replace_linear_with_lora(module, rank, alpha)"],
+        cases=[("换完", replaced)],
+        mutants=[
+            ("            replace_linear_with_lora(module, rank, alpha)", "            pass", "没有进到里面去找。GPT 的线性层都在块里面，一个也没有换。"),
+            ("self.linear(x) + self.lora(x)", "self.linear(x)", "没有加上 LoRA 的改动。训练什么，输出都不变。"),
+            ("self.linear(x) + self.lora(x)", "self.lora(x)", "丢了原来的输出。预训练学到的全没有了。"),
+            ("linear.in_features, linear.out_features", "linear.out_features, linear.in_features", "输入和输出的维度写反了，形状对不上。"),
+            ("LinearWithLoRA(module, rank, alpha))", "LinearWithLoRA(module, alpha, rank))", "秩和缩放写反了。"),
         ],
     ),
 ]
