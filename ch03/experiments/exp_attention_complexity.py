@@ -242,7 +242,8 @@ def main():
         for name, work in works.items():
             memory.setdefault(name, []).append(saved_bytes(work))
             times.setdefault(name, []).append(seconds(work, device, budget=0.2 if args.quick else 0.5))
-        print(f"{t:5}" + "".join(f"{values[-1] * 1e3:12.2f}" for values in times.values()) + "    " + "".join(f"{values[-1] / 2**20:12.2f}" for values in memory.values()))
+        print(f"{t:5}" + "".join(f"{values[-1] * 1e3:12.2f}" for values in times.values()), end="    ")
+        print("".join(f"{values[-1] / 2**20:12.2f}" for values in memory.values()))
     path = OUTPUTS / "attention_complexity.png"
     draw(lengths, [times, memory], path)
     print(f"图已写到 {path}")
@@ -253,7 +254,8 @@ def main():
         print(f"  {name}　用时 t^{of_time:.2f}：翻一倍变 {2**of_time:.1f} 倍；内存 t^{of_memory:.2f}：翻一倍变 {2**of_memory:.1f} 倍")
     for name in ("手写", "SDPA"):
         crossed = [t for t, core, linear in zip(lengths, times[name], times["投影"]) if core > linear]
-        print(f"  {name} 的核心比投影还慢，从 t = {crossed[0]} 开始" if crossed else f"  {name} 的核心在这些长度上一直比投影快", f"（只数乘加应在 2d = {2 * d} 附近；softmax、填掩码也要读写整张表，所以往往更早）" if name == "手写" else "")
+        note = f"（只数乘加应在 2d = {2 * d} 附近；softmax、填掩码也要读写整张表，所以往往更早）" if name == "手写" else ""
+        print((f"  {name} 的核心比投影还慢，从 t = {crossed[0]} 开始" if crossed else f"  {name} 的核心在这些长度上一直比投影快") + note)
     print(f"t = {longest} 时，SDPA 的用时是手写的 {times['SDPA'][-1] / times['手写'][-1]:.0%}，留住的内存是手写的 {memory['SDPA'][-1] / memory['手写'][-1]:.1%}。")
 
     print("\n这个数字对吗？")

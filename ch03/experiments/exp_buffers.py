@@ -229,7 +229,8 @@ def main():
     models = {keep: stack(keep, layers, context) for keep in KEEP}
     sizes = {keep: saved_size(model) for keep, model in models.items()}
     for keep, name in KEEP.items():
-        print(f"  {name}　检查点 {sizes[keep] / 2**20:6.2f} MB　参数 {sum(p.numel() for p in models[keep].parameters()):,} 个　状态字典里有掩码：{'有' if '0.mask' in models[keep].state_dict() else '没有'}")
+        count, saved = sum(p.numel() for p in models[keep].parameters()), "0.mask" in models[keep].state_dict()
+        print(f"  {name}　检查点 {sizes[keep] / 2**20:6.2f} MB　参数 {count:,} 个　状态字典里有掩码：{'有' if saved else '没有'}")
 
     print(f"\n③ 读盘：上下文长度 {context} 的检查点，读进上下文长度 {2 * context} 的模型")
     loaded = {}
@@ -253,7 +254,8 @@ def main():
     together = mask_bytes(shared)
     moved_shared = shared.to("meta")
     apart = len({id(layer.mask) for layer in moved_shared})
-    print(f"  {layers} 层各一张 bool：{measured['buffer'] / 2**20:,.0f} MB；原书的 float32 大 4 倍：{measured['buffer'] * 4 / 2**20:,.0f} MB；现做现用：{measured['on the fly']} MB")
+    each = measured["buffer"] / 2**20
+    print(f"  {layers} 层各一张 bool：{each:,.0f} MB；原书的 float32 大 4 倍：{4 * each:,.0f} MB；现做现用：{measured['on the fly']} MB")
     print(f"  {layers} 层共用一张：{together / 2**20:,.1f} MB，可是搬家（.to）之后又成了 {apart} 张：每个 buffer 各搬各的")
     path = OUTPUTS / "buffers.png"
     draw(layers, path)

@@ -304,7 +304,8 @@ def main():
     print("\n这个数字对吗？")
     confirm(f"正常的模型，整段送入与只送前文，每个位置的损失都相同（最多差 {gaps['正常']:.0e}）", gaps["正常"] < 1e-3, "因果掩码没有生效")
     begin = {name: curve[0] for name, curve in curves.items()}
-    confirm(f"刚开始，三个模型的损失都接近乱猜的 {guess:.2f}（{'、'.join(f'{value:.2f}' for value in begin.values())}）", all(abs(value - guess) < 0.8 for value in begin.values()), "初始权重太大")
+    shown = "、".join(f"{value:.2f}" for value in begin.values())
+    confirm(f"刚开始，三个模型的损失都接近乱猜的 {guess:.2f}（{shown}）", all(abs(value - guess) < 0.8 for value in begin.values()), "初始权重太大")
     confirm(f"查得出偷看的：{'、'.join(leaky)}", leaky == [name for name in KINDS if KINDS[name] != 1], "掩码没有真的换掉")
 
 

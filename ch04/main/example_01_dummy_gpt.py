@@ -74,10 +74,10 @@ for key, value in GPT_CONFIG_124M.items():
 # 先让整条线跑通、每一站的形状都对，再一节一节换成真的（4.2 归一化、4.5 块）。
 # 这是写大程序的好习惯：出了错，一定在刚换上去的那个零件里。
 class DummyTransformerBlock(nn.Module):
-    """占位的 Transformer 块：原样放行，4.5 节换成真的。"""
+    """占位的 Transformer 块：原样放行，4.5 节换成真的；cfg 是给真块留的位置。"""
 
     def __init__(self, cfg):
-        super().__init__()  # 真块要用到 cfg，先把位置留好
+        super().__init__()
 
     def forward(self, x):
         """(b, t, d) → (b, t, d)，什么也不做。"""

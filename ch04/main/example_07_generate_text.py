@@ -230,7 +230,7 @@ for probability, token in zip(top.values.tolist(), top.indices.tolist()):
     print(f"       {token:>6} {tokenizer.decode([token])!r:<14} {probability:.6f}")
 print(f"  ④ 取最大，接上　{extended.tolist()}")
 
-# 没训练过的模型，给每个词元的概率都差不多，最大的也没比平均大多少。它不是"选错了"，而是根本没有偏好；
+# 没训练过的模型给每个词元的概率都很小，最大的也只有万分之几：它不是"选错了"，而是根本没有把握。
 # 第 5 章的训练，就是把概率从别的词元那里挪到对的词元上。
 average = 1 / probabilities.numel()  # 1 / V
 print(f"平均每个词元的概率是 {average:.6f}，最大的是它的 {probabilities.max() / average:.0f} 倍")

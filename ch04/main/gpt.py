@@ -264,12 +264,18 @@ class GPTModel(nn.Module):
         t = in_idx.shape[1]
         if t > self.pos_emb.num_embeddings:
             raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+
+        # ① 编号 → 向量：是哪个词元（tok）加上在第几个位置（pos）。pos 没有批维度，会对每个样本各加一次（广播）。
         tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
         pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
         x = tok_embeds + pos_embeds  # (b, t, d)
         x = self.drop_emb(x)
+
+        # ② 依次过每个块。主路上只有加法，数会越加越大，所以最后再归一化一次。
         x = self.trf_blocks(x)  # (b, t, d)
         x = self.final_norm(x)
+
+        # ③ 每个位置的向量 → 给词表里的每个词元打一个分。
         return self.out_head(x)  # (b, t, V)
 
 

@@ -260,7 +260,7 @@ def test_number_of_dropouts():
 
 
 def test_a_dropout_left_in_feedforward_is_noticed(tmp_path, monkeypatch):
-    """FeedForward 末尾多留一个 Dropout：参数、形状、生成的文字都不变，只有数 Dropout 的那条自查发现它；第一行正是 0.6525 …"""
+    """FeedForward 末尾多留一个 Dropout：参数、形状、生成的文字都不变，只有数 Dropout 的那条自查发现它。"""
     monkeypatch.setenv("LLM_DATA_DIR", str(gpt.find_data("tiktoken").parent))  # 临时文件夹里的脚本也找得到词表
     failed, out = broken(tmp_path, "example_06_gpt_model", LAST_LINEAR, ONE_DROPOUT_TOO_MANY)
     assert len(failed) == 1 and failed[0].startswith("模型里正好有 25 个 Dropout")
@@ -511,8 +511,9 @@ def test_bad_input_in_a_real_process():
 
 
 @pytest.mark.parametrize("name", ["gpt", "example_01_dummy_gpt", "example_06_gpt_model", "example_07_generate_text"])
-def test_missing_vocabulary_gets_one_chinese_sentence(name, tmp_path):
+def test_missing_vocabulary_gets_one_chinese_sentence(name, tmp_path, monkeypatch):
     """词表没有放好时：一句话说先运行哪条命令，退出码 2。"""
+    monkeypatch.delenv("LLM_DATA_DIR", raising=False)
     path = tmp_path / f"{name}.py"
     path.write_text((MAIN / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")
     code, out, err = run_path(path)
