@@ -301,8 +301,12 @@ print(f"【5.5】权重文件　{path}" + ("（随机的数）" if path.stem == 
 
 # %% ② 文件里真有什么：只有名字和数，没有代码
 # load_file 几乎不花时间：文件是映射进来的，用到哪个数，系统才从硬盘读哪一页。
-# attn.bias 名字像偏置，其实是因果掩码。我们的模型自己会建，不要它。
-tensors = {name: tensor for name, tensor in load_file(path).items() if not name.endswith(".attn.bias")}
+# .attn.bias 名字像偏置，其实是因果掩码，我们的模型自己会建，不要它；有的文件，每个名字前面多一个 transformer.，去掉。
+tensors = {
+    name.removeprefix("transformer."): tensor
+    for name, tensor in load_file(path).items()
+    if not name.endswith(".attn.bias")
+}
 first_block = [name for name in tensors if name.startswith("h.0.")]
 print(f"\n{len(tensors)} 个张量，第 1 块里有 {len(first_block)} 个：")
 for name in sorted(first_block):

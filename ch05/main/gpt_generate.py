@@ -29,6 +29,7 @@ MAX_NEW_TOKENS = 25
 TEMPERATURE = 0.0  # 0 是贪心；1 是照模型的概率抽；越大越随意
 TOP_K = None  # 只在分数最高的几个词元里选；None 是不限制
 SEED = 123  # 温度不为 0 时，换一个就换一段话
+SIZES = ["mini", "124M", "355M", "774M", "1558M"]
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -285,8 +286,7 @@ def main():
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help=f"温度，0 表示贪心（默认：{TEMPERATURE}）")
     parser.add_argument("--top-k", type=int, default=TOP_K, help=f"只在分数最高的几个词元里选（默认：{TOP_K or '不限制'}）")
     parser.add_argument("--seed", type=int, default=SEED, help=f"随机种子（默认：{SEED}）")
-    sizes = ["mini", "124M", "355M", "774M", "1558M"]
-    parser.add_argument("--size", default="mini", choices=sizes, help="mini 是自己训练的（默认），其余是 OpenAI 的")
+    parser.add_argument("--size", default="mini", choices=SIZES, help="mini 是自己训练的（默认），其余是 OpenAI 的")
     parser.add_argument("--from-file", type=Path, help="用这个 .pth，如自己训练的 ch05/outputs/gpt_124M.pth")
     args = parser.parse_args()
 

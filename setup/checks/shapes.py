@@ -46,6 +46,7 @@ ARGUMENTS |= {'"--temperature", type': ["--temperature", "1"], '"--top-k", type'
 SHRINK = [
     (r'"emb_dim": 192\b', '"emb_dim": 48'), (r'"n_heads": 6\b', '"n_heads": 3'), (r'"n_layers": 4\b', '"n_layers": 2'),
     (r'"emb_dim": 768\b', '"emb_dim": 60'), (r'"n_heads": 12\b', '"n_heads": 5'), (r'"n_layers": 12\b', '"n_layers": 2'),
+    (r'"n_embd": 768, "n_head": 12, "n_layer": 12\b', '"n_embd": 60, "n_head": 5, "n_layer": 2'),
     (r"max_new_tokens=256\b", "max_new_tokens=16"),
 ]  # fmt: skip
 WEIGHTS = """
