@@ -595,7 +595,8 @@ def main():
             parser.error(f"--{name.replace('_', '-')} 应在 2 到 512 之间，不能是 {getattr(args, name)}")
     if args.prompt_tokens + args.new_tokens > config["context_length"]:
         parser.error(f"提示词 {args.prompt_tokens} 加上新生成的 {args.new_tokens}，超过了上下文长度 {config['context_length']}")
-    print(f"PyTorch {torch.__version__}，{torch.get_num_threads()} 个线程；{config['n_layers']} 层，d = {config['emb_dim']}；提示词 {args.prompt_tokens} 个词元，生成 {args.new_tokens} 个，批大小 1", flush=True)
+    print(f"PyTorch {torch.__version__}，{torch.get_num_threads()} 个线程；{config['n_layers']} 层，d = {config['emb_dim']}；", end="")
+    print(f"提示词 {args.prompt_tokens} 个词元，生成 {args.new_tokens} 个，批大小 1", flush=True)
 
     # ① 模型，和量困惑度用的模型、文本。
     torch.manual_seed(123)
@@ -685,7 +686,8 @@ def main():
         shares[name] = speed * median(multiply[name])
         same = sum(a == b for a, b in zip(tokens[name], tokens[first]))
         span = f"[{1 / max(seconds[name]):.1f}…{1 / min(seconds[name]):.1f}]"
-        line = f"{pad(name, 22)}{speed:9.1f} {span:<14}{speed / previous:7.2f} 倍{decoder.nbytes / 1e6:7.0f}{speed / limit:12.0%}{shares[name]:12.0%}{same:6}/{args.new_tokens}"
+        line = f"{pad(name, 22)}{speed:9.1f} {span:<14}{speed / previous:7.2f} 倍{decoder.nbytes / 1e6:7.0f}"
+        line += f"{speed / limit:12.0%}{shares[name]:12.0%}{same:6}/{args.new_tokens}"
         print(line + (f"{errors[name]:13.2%}{quality[name]:10.3f}（{quality[name] / quality[first] - 1:+.2%}）" if name in errors else ""))
         rows.append((name, speed, limit))
         previous = speed
@@ -717,7 +719,8 @@ def main():
     confirm(f"fp32 每个词元读 {base.nbytes / 1e6:.1f} MB 权重 = 4 字节 ×（12 d² × 层数 + V d）", base.nbytes == expected, "漏了输出层，或多算了词嵌入（词嵌入只查一行，不用全读）")
     with torch.no_grad():
         reference = model(sequence[None])[0, len(ids) - 1 :]  # (n, V)
-    worst = max((reference - logits[name]).abs().max().item() / spread for name, (_, dtype, *_) in plans.items() if name in decoders and dtype is fp32 and name != "int8")
+    exact = [name for name, (_, dtype, *_) in plans.items() if name in decoders and dtype is fp32 and name != "int8"]
+    worst = max((reference - logits[name]).abs().max().item() / spread for name in exact)
     confirm(f"fp32 的各级，logits 都与 gpt.py 相同（最多差标准差的 {worst:.0e}）", worst < 1e-3, "权重叠错了次序，或缓存错位")
     top = reference.topk(2, dim=-1).values
     ties = (top[:, 0] - top[:, 1]) < 1e-4 * spread

@@ -623,7 +623,8 @@ def main():
     for name, values in errors.items():
         print(f"{name.ljust(4, '　')}读错多少　　　　" + "　".join(f"{each:5.0%}" for each in values))
 
-    cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": 64, "n_heads": 4, "n_layers": layers, "drop_rate": 0.0, "qkv_bias": False, "chunk_size": args.chunk}
+    cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": 64, "n_heads": 4, "n_layers": layers, "drop_rate": 0.0, "qkv_bias": False}
+    cfg["chunk_size"] = args.chunk
     full, mixed, linear = "全是注意力", f"{args.stride} 层 DeltaNet，1 层注意力", "全是 DeltaNet"
     curves, sizes, same, formulas, params = {}, {}, True, {}, {}
     for name, stride in [(full, 0), (mixed, args.stride), (linear, -1)]:
@@ -644,12 +645,15 @@ def main():
     print(f"{'全是注意力，换个种子'.ljust(14, '　')}{other[-1][1]:32.3f}{other[-1][1] - curves[full][-1][1]:+11.3f}")
 
     mha, board = kv_bytes_total_mha(1, 131072, 2048, 48, 2, 16), kv_bytes_total_deltanet_no_conv(1, 2048, 48, 2, 16)
-    print(f"\n放大到书中的配置（48 层，d = 2048，16 个头，131072 个词元，bfloat16）：注意力 {mha / 1e9:.2f} GB，全是 DeltaNet {board / 1e9:.3f} GB，3 : 1 是 {(mha + 3 * board) / 4e9:.2f} GB")
+    print("\n放大到书中的配置（48 层，d = 2048，16 个头，131072 个词元，bfloat16）：", end="")
+    print(f"注意力 {mha / 1e9:.2f} GB，全是 DeltaNet {board / 1e9:.3f} GB，3 : 1 是 {(mha + 3 * board) / 4e9:.2f} GB")
     draw(sizes, lengths, seconds, counts, errors, curves, noise, OUTPUTS / "gated_deltanet.png")
     print(f"图片已写到 {OUTPUTS / 'gated_deltanet.png'}")
 
     print("\n所以（都是这一次量的）：")
-    print(f"  {lengths[-1]} 个词元：分块的用时是循环的 {seconds['分块'][-1] / seconds['循环'][-1]:.2f} 倍。从 {lengths[-2]} 到 {lengths[-1]}，注意力的时间变成 {seconds['注意力'][-1] / seconds['注意力'][-2]:.1f} 倍，分块变成 {seconds['分块'][-1] / seconds['分块'][-2]:.1f} 倍。")
+    grown = {name: values[-1] / values[-2] for name, values in seconds.items()}
+    print(f"  {lengths[-1]} 个词元：分块的用时是循环的 {seconds['分块'][-1] / seconds['循环'][-1]:.2f} 倍。", end="")
+    print(f"从 {lengths[-2]} 到 {lengths[-1]}，注意力的时间变成 {grown['注意力']:.1f} 倍，分块变成 {grown['分块']:.1f} 倍。")
     print(f"  32 × 32 的黑板写 16 对：先擦再写读错 {errors['先擦再写'][3]:.0%}，直接加 {errors['直接加'][3]:.0%}；写 64 对：{errors['先擦再写'][-1]:.0%} 和 {errors['直接加'][-1]:.0%}。")
     for name in (mixed, linear):
         gap = curves[name][-1][1] - curves[full][-1][1]
@@ -662,12 +666,14 @@ def main():
     inputs = random_inputs(2, 3, 50, 16)
     one, two = recurrent_gated_delta_rule(*inputs), chunked_gated_delta_rule(*inputs, args.chunk)
     worst = max((first - second).abs().max().item() for first, second in zip(one, two))
-    confirm(f"循环与分块，输出和黑板都相同（50 个词元，最多差 {worst:.0e}）", all(torch.allclose(first, second, atol=1e-4) for first, second in zip(one, two)), "块内的衰减算错了一格，或方程组少了对角线上的 1")
+    equal = all(torch.allclose(first, second, atol=1e-4) for first, second in zip(one, two))
+    confirm(f"循环与分块，输出和黑板都相同（50 个词元，最多差 {worst:.0e}）", equal, "块内的衰减算错了一格，或方程组少了对角线上的 1")
     keys = torch.linalg.qr(torch.randn(2, 3, 16, 16))[0]  # (b, h, t, k)　16 个互相垂直的键：擦旧的时谁也碰不到谁
     queries, values = torch.randn(2, 2, 3, 16, 16)
     never, always, empty = torch.zeros(2, 3, 16), torch.ones(2, 3, 16), torch.zeros(2, 3, 16, 16)
     context_vectors = (queries @ keys.transpose(2, 3)).tril() @ values  # (b, h, t, k)　没有 softmax 的因果注意力
-    confirm("不忘、全力写、键互相垂直时，就是没有 softmax 的因果注意力", torch.allclose(recurrent_gated_delta_rule(queries, keys, values, never, always, empty)[0], context_vectors, atol=1e-4), "先读后写了：查询应当看得到自己写的")
+    read = recurrent_gated_delta_rule(queries, keys, values, never, always, empty)[0]  # (b, h, t, k)
+    confirm("不忘、全力写、键互相垂直时，就是没有 softmax 的因果注意力", torch.allclose(read, context_vectors, atol=1e-4), "先读后写了：查询应当看得到自己写的")
     confirm("实测的缓存与公式一个字节不差", all(sizes[name][-1] == formulas[name] for name in sizes), "注意力的层数分错了")
     confirm("一个一个地送（循环）与一次送完（分块），整个模型的 logits 相同（最多差千分之一）", same, "黑板没有接着写，或位置没有接着数")
     flat = sizes[linear]

@@ -537,7 +537,8 @@ def main():
 
     print("\n键和值几份　每层注意力参数　写满的缓存　公式算的　4096 个词元后走一步　验证损失　比 MHA")
     for each, row in results.items():
-        print(f"{each:6}{row['params']:18,}{row['measured']:13,} B{row['formula']:9,} B{row['ms']:16.2f} ms{row['loss']:13.3f}{row['loss'] - base['loss']:+9.3f}")
+        print(f"{each:6}{row['params']:18,}{row['measured']:13,} B{row['formula']:9,} B{row['ms']:16.2f} ms", end="")
+        print(f"{row['loss']:13.3f}{row['loss'] - base['loss']:+9.3f}")
     print(f"{args.heads:6}　（换个种子）{other[-1][1]:64.3f}{other[-1][1] - base['loss']:+9.3f}")
     least = min(results)
     print(f"{least} 份键和值的模型接着写 32 个字符：{results[least]['text']!r}")
@@ -551,7 +552,8 @@ def main():
     for each, row in list(results.items())[1:]:
         gap = row["loss"] - base["loss"]
         verdict = "没有超过" if abs(gap) <= noise else f"{'差' if gap > 0 else '好'}得超过了"
-        print(f"  {each} 份：缓存是 MHA 的 {row['measured'] / base['measured']:.3g} 倍，走一步的时间 {row['ms'] / base['ms']:.2f} 倍，注意力的参数还剩 {row['params'] / base['params']:.0%}；")
+        cache, step, params = (row[key] / base[key] for key in ("measured", "ms", "params"))
+        print(f"  {each} 份：缓存是 MHA 的 {cache:.3g} 倍，走一步的时间 {step:.2f} 倍，注意力的参数还剩 {params:.0%}；")
         print(f"        验证损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）。")
 
     print("\n这个数字对吗？")
@@ -570,8 +572,8 @@ def main():
     confirm("实测的缓存与公式一个字节不差", all(row["measured"] == row["formula"] for row in results.values()), "存的是复制之后的 h 份，那就一点没省")
     confirm("有缓存与没有缓存，logits 相同（最多差千分之一）", all(row["error"] < 1e-3 for row in results.values()), "位置没有接着数，或掩码没有右移")
     confirm(f"书中的配置：{mha:.2f} GB 和 {gqa:.2f} GB，与原书仓库的 17.18 和 4.29 相同", (f"{mha:.2f}", f"{gqa:.2f}") == ("17.18", "4.29"), "忘了乘 2（键和值各一），或把 n_kv_groups 当成了份数")
-    start = curves[args.heads][0][1]
-    confirm(f"没训练时损失 {start:.2f} 接近 ln {len(chars)} = {torch.tensor(len(chars)).log().item():.2f}", abs(start - torch.tensor(len(chars)).log().item()) < 0.6, "初始权重太大")
+    start, guess = curves[args.heads][0][1], torch.tensor(len(chars)).log().item()
+    confirm(f"没训练时损失 {start:.2f} 接近 ln {len(chars)} = {guess:.2f}", abs(start - guess) < 0.6, "初始权重太大")
 
 
 if __name__ == "__main__":

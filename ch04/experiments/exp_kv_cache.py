@@ -433,11 +433,13 @@ def main():
     args = parser.parse_args()
     if args.quick:
         args.context_length, args.window_size, args.emb_dim = 96, min(args.window_size, 24), 96
-    for name, low, high in [("context_length", 2 * PROMPT, 4096), ("window_size", 1, args.context_length), ("chunk", 1, args.context_length), ("emb_dim", 1, 8192), ("heads", 1, 8192), ("layers", 1, 100)]:
+    sizes = [("emb_dim", 1, 8192), ("heads", 1, 8192), ("layers", 1, 100)]
+    for name, low, high in [("context_length", 2 * PROMPT, 4096), ("window_size", 1, args.context_length), ("chunk", 1, args.context_length), *sizes]:
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name.replace('_', '-')} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
     context, window = args.context_length, args.window_size
-    cfg = {"vocab_size": 50257, "context_length": context, "emb_dim": args.emb_dim, "n_heads": args.heads, "n_layers": args.layers, "drop_rate": 0.0, "qkv_bias": False}
+    cfg = {"vocab_size": 50257, "context_length": context, "drop_rate": 0.0, "qkv_bias": False}
+    cfg |= {"emb_dim": args.emb_dim, "n_heads": args.heads, "n_layers": args.layers}
     print(f"模型　{args.layers} 层，d = {args.emb_dim}，{args.heads} 头，上下文长度 {context}，权重随机；提示词 {PROMPT} 个词元，生成到上下文满了之后再多几步", flush=True)
     try:
         device = pick_device(args.device)
@@ -492,7 +494,8 @@ def main():
 
     plain, cached, dropped, narrow = table["不缓存"], table["预分配缓存"], table["预分配，满了丢一半"], table[f"滑动窗口 {window}"]
     print("\n所以（都是这一次量的）：")
-    print(f"  从开头到快满，不缓存的速度变成 {plain[1] / plain[0]:.2f} 倍，预分配缓存变成 {cached[1] / cached[0]:.2f} 倍；快满时缓存是不缓存的 {cached[1] / plain[1]:.1f} 倍，用 {cached[3]:.1f} MB 换来。")
+    print(f"  从开头到快满，不缓存的速度变成 {plain[1] / plain[0]:.2f} 倍，预分配缓存变成 {cached[1] / cached[0]:.2f} 倍；", end="")
+    print(f"快满时缓存是不缓存的 {cached[1] / plain[1]:.1f} 倍，用 {cached[3]:.1f} MB 换来。")
     print(f"  满了以后，要与书上的做法一字不差，缓存只剩 {cached[2] / plain[2]:.1f} 倍：每步都得重来；肯丢一半，仍有 {dropped[2] / plain[2]:.1f} 倍。")
     print(f"  滑动窗口的缓存是全看的 {narrow[3] / cached[3]:.2f} 倍大，与上下文多长无关；但它是另一个模型：看不到 {window} 个词元以前。")
     appended = table["拼接缓存"][1] / cached[1]

@@ -317,7 +317,8 @@ def main():
     jumps = [table[i][1] - table[i - 1][1] for i in range(1, len(table))]
     most = max(range(len(jumps)), key=jumps.__getitem__)
     grown = f"涨得最多的是第 {most + 1} 个块（{jumps[most]:+.3f}）" if jumps[most] > 0.001 else "哪一个块也没有让它涨起来"
-    print(f"\n所以：给答案的概率，从只有嵌入时的 {table[0][1]:.5f} 到最后的 {table[-1][1]:.5f}，{grown}；乱猜是 1/{model.tok_emb.num_embeddings} = {1 / model.tok_emb.num_embeddings:.5f}。")
+    size = ckpt["config"]["vocab_size"]
+    print(f"\n所以：给答案的概率，从只有嵌入时的 {table[0][1]:.5f} 到最后的 {table[-1][1]:.5f}，{grown}；乱猜是 1/{size} = {1 / size:.5f}。")
 
     print("\n这个数字对吗？")
     with torch.no_grad():

@@ -346,7 +346,8 @@ def main():
         forward, train = (t / sorted(values)[len(values) // 2] for values in seconds[layers, emb_dim].values())
         gflops = 3 * flops_per_token(layers, emb_dim, t, BASE["vocab_size"]) * train / 1e9  # 前向一份，反向两份
         results[layers, emb_dim] = {"params": parameters, "blocks": in_blocks, "bytes": trainer.nbytes(), "forward": forward, "train": train, "gflops": gflops}
-        print(f"{layers:4}{emb_dim:6}{parameters:12,}{in_blocks / 12 / layers / emb_dim**2:6.3f} × 12Ld²{trainer.nbytes() / 2**20:9.1f}{forward:14,.0f}{train:14,.0f}{gflops:14.1f}")
+        print(f"{layers:4}{emb_dim:6}{parameters:12,}{in_blocks / 12 / layers / emb_dim**2:6.3f} × 12Ld²{trainer.nbytes() / 2**20:9.1f}", end="")
+        print(f"{forward:14,.0f}{train:14,.0f}{gflops:14.1f}")
     draw(results, OUTPUTS / "model_scales.png")
     print(f"图片已写到 {OUTPUTS / 'model_scales.png'}")
 
@@ -357,7 +358,8 @@ def main():
         totals[name] = sum(p.numel() for p in build(layers, emb_dim, "meta", vocab_size=50257).parameters())
         step = 3 * flops_per_token(layers, emb_dim, 1024, 50257)
         weights, cache = totals[name] * 4 / 2**30, 2 * layers * 1024 * emb_dim * 4 / 2**20
-        print(f"  {name.ljust(6)} {totals[name]:>13,} 个　推理 {weights:4.1f} GB　训练 {4 * weights:4.1f} GB 加激活值　KV 缓存 {cache:4.0f} MB（1024 个词元）　训练 {peak * 1e9 / step:6.1f} 词元/秒")
+        print(f"  {name.ljust(6)} {totals[name]:>13,} 个　推理 {weights:4.1f} GB　训练 {4 * weights:4.1f} GB 加激活值　", end="")
+        print(f"KV 缓存 {cache:4.0f} MB（1024 个词元）　训练 {peak * 1e9 / step:6.1f} 词元/秒")
 
     print("\n所以（都是这一次量的）：")
     same = {shape: results[shape] for shape in SHAPES if shape in results}

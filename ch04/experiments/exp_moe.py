@@ -419,7 +419,8 @@ def draw(curves, loads, noise, path):
     for axis, (name, load) in zip(heat, loads.items()):
         experts = load.shape[-1]
         # 每个专家一行；extent 让横轴是步数，纵轴从上到下是第 1 到第 e 个专家。
-        image = axis.imshow((load[:, -1].T * experts).numpy(), aspect="auto", vmin=0, vmax=3, interpolation="nearest", extent=[0, len(load), experts + 0.5, 0.5])
+        extent = [0, len(load), experts + 0.5, 0.5]
+        image = axis.imshow((load[:, -1].T * experts).numpy(), aspect="auto", vmin=0, vmax=3, interpolation="nearest", extent=extent)
         axis.set_title(name)
         axis.set_yticks(range(1, experts + 1, -(-experts // 16)))
     heat[0].set_ylabel("最后一层的专家")
@@ -517,7 +518,8 @@ def main():
 
     book = estimate_params_and_hidden(7168, 14336, 8, 2, match_dense=True)
     print("\n书中的配置（d = 7168，中间 14336 维，8 个专家用 2 个，总参数与密集的相当，bfloat16）：")
-    print(f"  密集 {book['dense_params']:,} 个（{book['dense_params'] * 2 / 1e9:.2f} GB）；每个专家中间 {book['moe_hidden_dim']} 维，{book['per_expert_params']:,} 个；路由 {book['router']:,} 个")
+    print(f"  密集 {book['dense_params']:,} 个（{book['dense_params'] * 2 / 1e9:.2f} GB）；", end="")
+    print(f"每个专家中间 {book['moe_hidden_dim']} 维，{book['per_expert_params']:,} 个；路由 {book['router']:,} 个")
     print(f"  MoE 共 {book['moe_total']:,} 个（{book['moe_total'] * 2 / 1e9:.2f} GB），一个词元用到 {book['active']:,} 个（{book['active'] * 2 / 1e9:.2f} GB）")
     draw(curves, loads, noise, OUTPUTS / "moe.png")
     print(f"图片已写到 {OUTPUTS / 'moe.png'}")

@@ -519,7 +519,10 @@ class TorchLinearGPT(NumpyGPT):
         super().__init__(weights, d, layers)
         # 转置、复制一遍，摆成 nn.Linear 的样子；词嵌入本来就是这样摆的。
         names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight") and name.startswith("h.") and ".ln_" not in name]
-        self.tensors = {name: (torch.from_numpy(np.array(weights[f"{name}.weight"].T, order="C")), torch.from_numpy(np.array(weights[f"{name}.bias"]))) for name in names}
+        self.tensors = {}
+        for name in names:
+            weight, bias = np.array(weights[f"{name}.weight"].T, order="C"), np.array(weights[f"{name}.bias"])
+            self.tensors[name] = torch.from_numpy(weight), torch.from_numpy(bias)
         self.tensors["wte"] = (torch.from_numpy(np.array(weights["wte.weight"])), None)
 
     def linear(self, x, name):

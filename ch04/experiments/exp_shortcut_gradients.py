@@ -236,7 +236,10 @@ def main():
         for layer in shortcut.layers[1:]:
             by_hand = by_hand + layer(by_hand)
     confirm("有残差的输出 = 输入 + 每一层的输出", torch.allclose(shortcut(x), by_hand), "加的不是这一层的输入")
-    confirm("深度越大，没有残差的首末之比越小" if args.init <= 1 else "没有残差的首末之比有限", ratios["没有残差"] == sorted(ratios["没有残差"], reverse=True) if args.init <= 1 else all(value < float("inf") for value in ratios["没有残差"]), "残差没有关掉")
+    if args.init <= 1:
+        confirm("深度越大，没有残差的首末之比越小", ratios["没有残差"] == sorted(ratios["没有残差"], reverse=True), "残差没有关掉")
+    else:
+        confirm("没有残差的首末之比有限", all(value < float("inf") for value in ratios["没有残差"]), "残差没有关掉")
     if args.init == 1:
         confirm(f"64 层时，没有残差的首末之比（{ratios['没有残差'][-1]:.0e}）不到有残差的（{ratios['有残差'][-1]:.0e}）的百万分之一", ratios["没有残差"][-1] < 1e-6 * ratios["有残差"][-1], "kind 没有传进去")
 

@@ -351,7 +351,8 @@ def main():
         parser.error(f"{path} 只有 {len(ids)} 个词元，至少要 {20 * length} 个，请换长一点的文本")
     cut = len(ids) * 9 // 10
     held = ids[cut:][: (len(ids) - cut) // (length + 1) * (length + 1)].view(-1, length + 1)[:8]  # (n, t)
-    cfg = {"vocab_size": 50257, "context_length": length, "emb_dim": args.emb_dim, "n_heads": args.emb_dim // 32, "n_layers": 4, "drop_rate": 0.0, "qkv_bias": False}
+    cfg = {"vocab_size": 50257, "context_length": length, "n_layers": 4, "drop_rate": 0.0, "qkv_bias": False}
+    cfg |= {"emb_dim": args.emb_dim, "n_heads": args.emb_dim // 32}
     print(f"4 层，d = {args.emb_dim}，词表 50257；文本 {path.name}，{len(ids):,} 个词元，后一成用来验证；各训练 {steps} 步", flush=True)
 
     curves, counts, table = {}, {}, {}
@@ -362,7 +363,8 @@ def main():
         best = min(loss for _, loss in curves[kind])
         table[kind] = (counts[kind], 8 * counts[kind] + state, seconds, curves[kind][0][1], best)
         shared = model.out_head.weight is model.tok_emb.weight
-        print(f"  {kind.ljust(7, '　')}参数 {counts[kind]:>11,}　权重、梯度和动量 {table[kind][1] / 2**20:6.1f} MB　每步 {seconds * 1000:5.0f} 毫秒　验证损失 {curves[kind][0][1]:7.2f} → 最低 {best:.3f}　{'同一份权重' if shared else '两份权重'}")
+        print(f"  {kind.ljust(7, '　')}参数 {counts[kind]:>11,}　权重、梯度和动量 {table[kind][1] / 2**20:6.1f} MB　每步 {seconds * 1000:5.0f} 毫秒　", end="")
+        print(f"验证损失 {curves[kind][0][1]:7.2f} → 最低 {best:.3f}　{'同一份权重' if shared else '两份权重'}")
     draw(curves, OUTPUTS / "weight_tying.png")
     print(f"图片已写到 {OUTPUTS / 'weight_tying.png'}")
 
@@ -379,7 +381,9 @@ def main():
     print("\n这个数字对吗？")
     confirm(f"共用省下的正好是 V × d = 50257 × {args.emb_dim} = {50257 * args.emb_dim:,}", saved == 50257 * args.emb_dim, "复制了一份，而不是共用")
     confirm("训练完，输出层与词嵌入仍是同一份权重", shared, "优化器或 load_state_dict 之后又变成了两份")
-    confirm(f"分开、缩小初始化之后，初始损失都接近 ln 50257 = 10.82（{table['分开'][3]:.2f}、{table['共用＋小初始化'][3]:.2f}）", all(abs(table[kind][3] - math.log(50257)) < 0.6 for kind in ("分开", "共用＋小初始化")), "初始的 logits 太大")
+    begin = [table[kind][3] for kind in ("分开", "共用＋小初始化")]
+    near = all(abs(loss - math.log(50257)) < 0.6 for loss in begin)
+    confirm(f"分开、缩小初始化之后，初始损失都接近 ln 50257 = 10.82（{begin[0]:.2f}、{begin[1]:.2f}）", near, "初始的 logits 太大")
     confirm(f"不缩小就共用，初始损失（{table['共用'][3]:.1f}）明显更高", table["共用"][3] > math.log(50257) + 1, "词嵌入不是默认的初始化")
     gap = gradient_gap(cfg, held[:2])
     confirm(f"共用的梯度 = 词嵌入的梯度 + 输出层的梯度（最多差 {gap:.0e}）", gap < 1e-4, "两份权重没有真的共用")
