@@ -226,7 +226,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -271,7 +272,7 @@ def token_ids_to_text(token_ids, tokenizer):
     """模型的输出 → 文本。
 
     参数:
-        token_ids (Tensor): 词元编号，(1, t)
+        token_ids (Tensor): 词元编号，(1, t) 或 (t,)
         tokenizer (tiktoken.Encoding): 分词器
 
     返回:

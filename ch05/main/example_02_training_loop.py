@@ -13,7 +13,6 @@
 形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """
 
-import copy
 import math
 import os
 import sys
@@ -29,7 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from torch.utils.data import DataLoader, Dataset
 
 # 改这里
-# mini：结构与 GPT-2 相同，只是窄一些、浅一些，普通笔记本几十秒就能看到它学会。书上用的 124M 在 gpt_train.py --size 124M。
+# mini：结构与 GPT-2 相同，只是窄一些、浅一些，普通笔记本几十秒就能看到它在学。书上的 124M 见 gpt_train.py --size 124M。
 CONFIG = {
     "vocab_size": 50257,
     "context_length": 256,
@@ -300,7 +299,8 @@ model = GPTModel(CONFIG)
 # weight_decay：每步把权重往 0 拉一点点，不让它们长得太大，减轻过拟合。
 optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
 print(f"【5.2】文本　{path}")
-print(f"一轮 {len(train_loader)} 批，验证 {len(val_loader)} 批；模型 {sum(p.numel() for p in model.parameters()):,} 个参数")
+total_params = sum(p.numel() for p in model.parameters())
+print(f"一轮 {len(train_loader)} 批，验证 {len(val_loader)} 批；模型 {total_params:,} 个参数")
 
 # %% 走一步，四件事，做一件看一眼
 input_batch, target_batch = next(iter(train_loader))  # 都是 (b, t)
@@ -311,10 +311,10 @@ model.eval()  # 先关掉 dropout，走一步前后的损失才能比
 optimizer.zero_grad()
 print(f"\n① 清梯度　输出层的梯度是 {weight.grad}")
 loss = calc_loss_batch(input_batch, target_batch, model, device)
-print(f"② 算损失　{loss.item():.3f}　背后连着整张计算图；瞎猜是 ln {CONFIG['vocab_size']} = {math.log(CONFIG['vocab_size']):.3f}")
+print(f"② 算损失　{loss.item():.3f}　背后连着整张计算图；瞎猜是 ln V = {math.log(CONFIG['vocab_size']):.3f}")
 loss.backward()
-once = weight.grad.clone()
-print(f"③ 求梯度　梯度 {tuple(once.shape)}，与权重同样的形状；权重动了吗？{'没有' if torch.equal(weight, before) else '动了'}")
+still = torch.equal(weight, before)
+print(f"③ 求梯度　梯度 {tuple(weight.grad.shape)}，与权重同样的形状；权重动了吗？{'没有' if still else '动了'}")
 optimizer.step()
 moved = (weight.detach() - before).abs().mean().item()
 with torch.no_grad():
@@ -370,19 +370,20 @@ def losses_of_100_steps(optimizer_class, lr, zero_grad):
 runs = {}
 print("\n　　　　　　　　损失：第 1、25、50、75、100 步")
 for name, optimizer_class, lr in [("SGD", torch.optim.SGD, 0.3), ("AdamW", torch.optim.AdamW, 3e-3)]:
-    for zero_grad in (True, False):
+    for zero_grad, title in [(True, "清梯度　"), (False, "不清梯度")]:
         losses = runs[name, zero_grad] = losses_of_100_steps(optimizer_class, lr, zero_grad)
         row = "　".join(f"{losses[step]:8.2f}" for step in (0, 24, 49, 74, 99))
-        print(f"  {name:<6} {'清' if zero_grad else '不清'}梯度{'' if not zero_grad else '　'}　{row}")
+        print(f"  {name:<6} {title}　{row}")
 
 # %% train() 和 eval()：同一批算两次，损失一样吗
 # 训练时 dropout 随机丢掉一成的激活值，每次丢的不同；评估和生成时要关掉，否则量出来的不是模型的真实水平。
-mode_losses = {}
 with torch.no_grad():
-    for mode in ("train", "eval"):
-        model.train(mode == "train")
-        mode_losses[mode] = [calc_loss_batch(input_batch, target_batch, model, device).item() for _ in range(2)]
-        print(f"{chr(10) if mode == 'train' else ''}{mode}() 模式下算两次　{mode_losses[mode][0]:.4f}　{mode_losses[mode][1]:.4f}")
+    model.train()
+    noisy = [calc_loss_batch(input_batch, target_batch, model, device).item() for _ in range(2)]
+    model.eval()
+    quiet = [calc_loss_batch(input_batch, target_batch, model, device).item() for _ in range(2)]
+print(f"\ntrain() 模式下算两次　{noisy[0]:.4f}　{noisy[1]:.4f}")
+print(f"eval() 模式下算两次　 {quiet[0]:.4f}　{quiet[1]:.4f}")
 
 
 # %% 评估：训练集和验证集上各看几批
@@ -525,7 +526,8 @@ def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses):
 
 OUTPUTS.mkdir(exist_ok=True)
 picture = OUTPUTS / "training_loop.png"
-plot_losses(torch.linspace(0, NUM_EPOCHS, len(train_losses)), tokens_seen, train_losses, val_losses).savefig(picture, dpi=150)
+epochs_seen = torch.linspace(0, NUM_EPOCHS, len(train_losses))
+plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig(picture, dpi=150)
 print(f"\n图片　{picture}")
 
 # %% 这个数字对吗？
@@ -535,15 +537,22 @@ confirm(
     abs(moved / LEARNING_RATE - 1) < 0.1,
     "换了优化器，或这一步之前已经走过",
 )
-confirm(f"走一步，同一批的损失变小：{loss.item():.3f} → {loss_after:.3f}", loss_after < loss.item(), "学习率太大，或方向反了")
+confirm(
+    f"走一步，同一批的损失变小：{loss.item():.3f} → {loss_after:.3f}",
+    loss_after < loss.item(),
+    "学习率太大，或梯度在更新之前就清掉了",
+)
 confirm("backward 两次，梯度正好翻倍", torch.allclose(twice, 2 * once), "两次之间清了梯度，或模型里有 dropout")
 confirm(
     f"AdamW 不清梯度，100 步后的损失高得多：{runs['AdamW', False][-1]:.2f} 对 {runs['AdamW', True][-1]:.2f}",
     runs["AdamW", False][-1] > runs["AdamW", True][-1] + 0.3,
     "zero_grad 其实还是执行了",
 )
-(first, again), (quiet, quiet_again) = mode_losses["train"], mode_losses["eval"]
-confirm("train() 下两次不同，eval() 下两次相同", first != again and quiet == quiet_again, "drop_rate 是 0，或两种模式弄反了")
+confirm(
+    "train() 下两次不同，eval() 下两次相同",
+    noisy[0] != noisy[1] and quiet[0] == quiet[1],
+    "drop_rate 是 0，或两种模式弄反了",
+)
 confirm(
     f"训练损失从 {train_losses[0]:.2f} 降到 {train_losses[-1]:.2f}",
     train_losses[-1] < train_losses[0] - 1,
@@ -556,4 +565,9 @@ confirm(
 )
 
 # %% 动手改
-# 待写
+# 1. 走一步那一格里，在 optimizer.step() 前面加一行 optimizer.zero_grad()：权重一动不动，损失也不变，自查里两条变成 ✗。
+#    刚求出的梯度还没用就清掉了，可是什么也不报错。
+# 2. losses_of_100_steps 里，把 char_targets[rows] 改成 char_inputs[rows]（目标没有右移）：损失降得飞快，
+#    模型却什么也没学会，只学会了抄自己的输入。
+# 3. 把 LEARNING_RATE 改成 1000：走不了几步，损失就成了 nan，训练循环停下，说是第几步。
+# 4. 把 NUM_EPOCHS 改成 15：训练损失降到 1 以下，验证损失还是 6 左右，两条线越离越远。

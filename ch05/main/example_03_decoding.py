@@ -8,23 +8,25 @@
 运行：
     python ch05/main/example_03_decoding.py        # 图片写到 ch05/outputs/
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    约 6 秒，0.7 GB（2 核 CPU）
+    约 8 秒，0.7 GB（2 核 CPU）；要先运行 python ch05/main/gpt_train.py，用它训练好的小模型
 
-先运行 python ch05/main/gpt_train.py，5.3.3 节就用你训练的模型；没有它也能跑，只是写出来的是胡话。
-
-形状记号（全书统一）：b 批大小　t 序列长度（token 数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
+形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """
 
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import zhplot  # noqa: F401　导入它，图上就能写中文
 import tiktoken
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
+
+# 改这里
+START_CONTEXT = "Every effort moves you"
+TEMPERATURES = [1, 0.1, 5]  # 比较哪几种温度
+OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -218,33 +220,24 @@ def confirm(claim, ok, hint):
 
 
 # endregion
-OUTPUTS = Path(globals().get("__file__", "notebook.ipynb")).resolve().parent.parent / "outputs"
 
-# %% 5.3.0　先看贪心解码写了什么
-checkpoint = OUTPUTS / "gpt_mini.pth"
-tiny = {"vocab_size": 50257, "context_length": 256, "emb_dim": 32, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
-torch.manual_seed(123)
-try:
-    content = load_checkpoint(checkpoint)
-    config = content["config"]
-    model = GPTModel(config)
-    model.load_state_dict(content["model"])
-    trained = f"训练过的模型 {checkpoint}"
-except (ValueError, RuntimeError, KeyError, TypeError):  # 还没训练过，或文件不是它存的
-    config = tiny
-    model = GPTModel(config)
-    trained = "没训练过的小模型（先运行 python ch05/main/gpt_train.py，这里就换成训练过的）"
-model.eval()
+# %% 5.3　先看贪心解码写了什么
+ckpt = torch.load(find_data("gpt_mini.pth"), map_location="cpu", weights_only=True)
+model = GPTModel(ckpt["config"])
+model.load_state_dict(ckpt["model"])
+model.eval()  # 关掉 dropout，否则贪心也会每次不同
 tokenizer = tiktoken.get_encoding("gpt2")
-prompt = text_to_token_ids("Every effort moves you", tokenizer)  # (1, t)
-print(f"【5.3】用的是{trained}")
-greedy = generate_text_simple(model, prompt, max_new_tokens=25, context_size=config["context_length"])  # (1, t + 25)
-print("【5.3】贪心，两次都一样：", repr(token_ids_to_text(greedy, tokenizer)))
+context_size = ckpt["config"]["context_length"]
+prompt = text_to_token_ids(START_CONTEXT, tokenizer)  # (1, t)
+greedy, greedy_again = (generate_text_simple(model, prompt, 25, context_size) for _ in range(2))  # 都是 (1, t + 25)
+print("【5.3】贪心解码", repr(token_ids_to_text(greedy, tokenizer)))
+print(f"再来一次，{'一个词元也不差' if torch.equal(greedy, greedy_again) else '不一样'}")
 # 贪心每次都选第一名，于是同一个提示词永远得到同一段话：训练得少，就翻来覆去地说最常见的词；训练得久，就整段背诵原文。
 
 # %% 5.3.1　换成 9 个词的小词表，把"怎么选"看清楚
 # 假设提示词是 every effort moves you，下面是模型给 9 个词的 logits。
-vocab = {"closer": 0, "every": 1, "effort": 2, "forward": 3, "inches": 4, "moves": 5, "pizza": 6, "toward": 7, "you": 8}
+words = ["closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you"]
+vocab = {word: number for number, word in enumerate(words)}
 inverse_vocab = {number: word for word, number in vocab.items()}
 next_token_logits = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])  # (V,)
 probas = torch.softmax(next_token_logits, dim=0)  # (V,)
@@ -253,7 +246,7 @@ print("\n【5.3.1】贪心（argmax）　　　　", inverse_vocab[torch.argmax(
 # multinomial 按概率抽一个：概率 0.57 的词，抽 100 次大约出现 57 次，但每一次都可能是别的词。
 torch.manual_seed(123)
 drawn = torch.multinomial(probas, num_samples=1).item()
-print("【5.3.1】按概率抽（multinomial）", inverse_vocab[drawn])
+print("按概率抽一次（multinomial）　　", inverse_vocab[drawn])
 
 
 def print_sampled_tokens(probas):
@@ -269,15 +262,10 @@ def print_sampled_tokens(probas):
     """
     torch.manual_seed(123)
     sample = [torch.multinomial(probas, num_samples=1).item() for _ in range(1_000)]
-    counts = torch.bincount(torch.tensor(sample), minlength=len(probas)).tolist()  # minlength：一次没抽到的也要占一格
+    counts = torch.bincount(torch.tensor(sample), minlength=len(probas)).tolist()  # minlength：没抽到的也占一格
     for number, count in enumerate(counts):
         print(f"  {count:>4} × {inverse_vocab[number]:<8} 概率 {probas[number]:.4f}")
     return counts
-
-
-# 抽 1 次看不出什么，抽 1000 次就看得出它守着概率：forward 约 570 次，pizza 几乎轮不到。
-print("【5.3.1】抽 1000 次")
-sampled = {"原样": print_sampled_tokens(probas)}
 
 
 # %% 温度：softmax 之前，logits 先除以一个数
@@ -296,45 +284,47 @@ def softmax_with_temperature(logits, temperature):
     return torch.softmax(logits / temperature, dim=0)  # (V,)
 
 
-# softmax 看的是分数之差：forward 比 toward 高 0.47。除以 0.1，差变成 4.7，概率之比从 1.6 倍变成 110 倍；除以 5，差只剩 0.09，几乎一样。
-temperatures = [1, 0.1, 5]
-scaled_probas = [softmax_with_temperature(next_token_logits, T) for T in temperatures]
-for temperature, scaled in zip(temperatures, scaled_probas):
-    print(f"\n【5.3.1】温度 {temperature}，抽 1000 次")
+# softmax 看的是分数之差：forward 比 toward 高 0.47，概率是 1.6 倍。
+# 除以 0.1，差变成 4.7，就是 110 倍；除以 5，差只剩 0.09，几乎一样。
+# 温度 1 就是没有温度。温度 0.1 几乎就是贪心；温度 5 时，连 pizza 也每 23 次就有一次：新鲜，但多半不通。
+scaled_probas = {temperature: softmax_with_temperature(next_token_logits, temperature) for temperature in TEMPERATURES}
+sampled = {}
+for temperature, scaled in scaled_probas.items():
+    print(f"\n温度 {temperature}，抽 1000 次")
     sampled[temperature] = print_sampled_tokens(scaled)
-# 温度 0.1 几乎就是贪心；温度 5 时，"Every effort moves you pizza" 每 23 次就有一次：新鲜，但多半不通。
 
-# %% 画成图：同一组分数，三种温度
+# %% 画成图：同一组分数，几种温度
 figure, axis = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-width = 0.27
-for i, (temperature, scaled) in enumerate(sorted(zip(temperatures, scaled_probas), key=lambda pair: pair[0])):  # 温度从低到高
-    places = [number + (i - 1) * width for number in range(len(vocab))]
-    axis.bar(places, scaled.tolist(), width, label=f"温度 {temperature}")
+width = 0.8 / len(TEMPERATURES)
+for i, temperature in enumerate(sorted(TEMPERATURES)):  # 从低到高
+    places = [number + (i - (len(TEMPERATURES) - 1) / 2) * width for number in range(len(vocab))]
+    axis.bar(places, scaled_probas[temperature].tolist(), width, label=f"温度 {temperature}")
 axis.set_xticks(range(len(vocab)), vocab.keys())
 axis.set_ylabel("概率")
-axis.set_title("同一组分数：温度低，赢者通吃；温度高，人人有份")
+axis.set_title("同一组分数，温度不同")
 axis.legend()
 OUTPUTS.mkdir(exist_ok=True)
 picture = OUTPUTS / "temperature.png"
 figure.savefig(picture, dpi=150)
-plt.close(figure)
-print(f"\n【5.3.1】图片　{picture}")
+print(f"\n图片　{picture}")
 
 # %% 5.3.2　top-k：只在前 k 名里抽
 # 温度高了，胡说的词也有份；top-k 先把第 k 名以外的都挡掉，再在剩下的里面抽，于是可以放心地把温度调高。
 top_k = 3
 top_logits, top_pos = torch.topk(next_token_logits, top_k)
 print("\n【5.3.2】前 3 名的分数", top_logits)
-print("【5.3.2】前 3 名的位置", top_pos, [inverse_vocab[number] for number in top_pos.tolist()])
+print("前 3 名的位置", top_pos, [inverse_vocab[number] for number in top_pos.tolist()])
 
 # 门槛是第 k 名的分数；比它低的改成 -inf。在 softmax 之前用 -inf 挡，剩下的概率自动加起来等于 1；
 # 在 softmax 之后把概率改成 0，总和就不是 1 了，还得再除一次。与第 3 章的因果掩码是同一个道理。
 new_logits = torch.where(next_token_logits < top_logits[-1], torch.tensor(-torch.inf), next_token_logits)  # (V,)
-print("【5.3.2】挡掉其余的　　", new_logits)
+print("挡掉其余的　", new_logits)
 topk_probas = torch.softmax(new_logits, dim=0)  # (V,)
-print("【5.3.2】重新归一化　　", topk_probas)
-hot = softmax_with_temperature(new_logits, 5)  # (V,)
-print(f"【5.3.2】先 top-k 再用温度 5：pizza 的概率从 {scaled_probas[2][vocab['pizza']]:.4f} 变成 {hot[vocab['pizza']]:.4f}")
+print("重新归一化　", topk_probas)
+hottest = max(TEMPERATURES)
+hot = softmax_with_temperature(new_logits, hottest)  # (V,)
+pizza = vocab["pizza"]
+print(f"温度 {hottest} 时 pizza 的概率　不用 top-k {scaled_probas[hottest][pizza]:.4f}　用 top-k {hot[pizza]:.4f}")
 
 
 # %% 5.3.3　合在一起：generate
@@ -374,7 +364,7 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
 
         # ① top-k：第 k 名以外的分数改成 -inf，softmax 之后概率正好是 0，再大的温度也轮不到它们。
         if top_k is not None:
-            top_logits, _ = torch.topk(logits, top_k)  # (b, k)　从大到小
+            top_logits, _ = torch.topk(logits, top_k)  # (b, top_k)　从大到小
             min_val = top_logits[:, -1:]  # (b, 1)　每一行自己的门槛：第 k 名的分数
             logits = torch.where(logits < min_val, -torch.inf, logits)  # (b, V)
 
@@ -399,31 +389,71 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
     return idx
 
 
-torch.manual_seed(123)
-sampled_ids = generate(model, prompt, max_new_tokens=15, context_size=config["context_length"], top_k=25, temperature=1.4)  # (1, t + 15)
-print("\n【5.3.3】top_k 25，温度 1.4：", repr(token_ids_to_text(sampled_ids, tokenizer)))
-print("换几个种子：")
-for seed in (1, 2, 3):
+def sample(seed):
+    """同一个提示词，用一个种子抽一段话。
+
+    参数:
+        seed (int): 随机种子
+
+    返回:
+        Tensor: 提示词连同抽出的 15 个词元，(1, t + 15)
+    """
     torch.manual_seed(seed)
-    other = generate(model, prompt, max_new_tokens=15, context_size=config["context_length"], top_k=25, temperature=1.4)  # (1, t + 15)
-    print(f"  种子 {seed}　", repr(token_ids_to_text(other, tokenizer)))
+    return generate(model, prompt, max_new_tokens=15, context_size=context_size, top_k=25, temperature=1.4)
+
+
+print("\n【5.3.3】top_k 25，温度 1.4，换几个种子")
+samples = {seed: sample(seed) for seed in (123, 1, 2)}
+for seed, token_ids in samples.items():
+    print(f"  种子 {seed:<3}　{token_ids_to_text(token_ids, tokenizer)!r}")
+
+# %% 结束词元：一批两句，各写各的，写完的等着
+# 真正的结束词元是 50256（<|endoftext|>），小模型训练时没有见过它，这里拿句号代替：写到句号就算写完。
+period = tokenizer.encode(".")[0]
+prompts = ["Every effort moves you", "She did not know"]  # 都是 4 个词元，才拼得成一批
+pair = torch.cat([text_to_token_ids(text, tokenizer) for text in prompts])  # (2, t)
+written = generate(model, pair, max_new_tokens=30, context_size=context_size, eos_id=period)  # (2, t + m)
+print("\n写到句号为止")
+for row in written:
+    print(f"  {token_ids_to_text(row, tokenizer)!r}")
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
-torch.manual_seed(123)
-again = generate(model, prompt, max_new_tokens=15, context_size=config["context_length"], top_k=25, temperature=1.4)  # (1, t + 15)
-only_one = generate(model, prompt, max_new_tokens=25, context_size=config["context_length"], top_k=1, temperature=1.4)  # (1, t + 25)
-zero = generate(model, prompt, max_new_tokens=25, context_size=config["context_length"], temperature=0.0)  # (1, t + 25)
 intel_mac = "；Intel 芯片的 Mac 上，旧版 PyTorch 抽样用的是另一套随机数，对不上是正常的"
-confirm("argmax 与抽一次，都是 forward", torch.argmax(probas) == 3 and drawn == 3, "分数抄错了，或种子不是 123" + intel_mac)
-confirm("温度 1 的计数与原书相同：73, 0, 0, 582, 2, 0, 0, 343, 0", sampled.get(1) == [73, 0, 0, 582, 2, 0, 0, 343, 0], "抽之前没有重新设种子" + intel_mac)
-confirm("温度 0.1：forward 985 次，toward 15 次", sampled.get(0.1) == [0, 0, 0, 985, 0, 0, 0, 15, 0], "乘了温度，而不是除以温度" + intel_mac)
-confirm("温度 5：165, 75, 42, 239, 71, 46, 32, 227, 103", sampled.get(5) == [165, 75, 42, 239, 71, 46, 32, 227, 103], "乘了温度，而不是除以温度" + intel_mac)
-confirm("top-k 之后只剩 3 个非零的概率，总和为 1", (topk_probas > 0).sum() == 3 and abs(topk_probas.sum() - 1) < 1e-6, "门槛取错了名次，或用 0 代替了 -inf")
-confirm("top_k=1 和温度 0 都等于贪心", torch.equal(only_one, greedy) and torch.equal(zero, greedy), "忘了 model.eval()，或 top-k 的门槛取错了名次")
-confirm("种子相同，抽出来的话就相同", torch.equal(again, sampled_ids), "生成之前没有设种子，或 dropout 开着")
+confirm(
+    "argmax 与抽一次，都是 forward",
+    torch.argmax(probas) == 3 and drawn == 3,
+    "分数抄错了，或种子不是 123" + intel_mac,
+)
+book_counts = {
+    1: [73, 0, 0, 582, 2, 0, 0, 343, 0],
+    0.1: [0, 0, 0, 985, 0, 0, 0, 15, 0],
+    5: [165, 75, 42, 239, 71, 46, 32, 227, 103],
+}
+for temperature, counts in book_counts.items():
+    if temperature in sampled:
+        claim = f"温度 {temperature} 的计数与原书相同：{', '.join(map(str, counts))}"
+        confirm(claim, sampled[temperature] == counts, "乘了温度，而不是除以温度，或抽之前没有重新设种子" + intel_mac)
+confirm(
+    f"top-k 之后只剩 {top_k} 个非零的概率，总和为 1",
+    (topk_probas > 0).sum() == top_k and abs(topk_probas.sum() - 1) < 1e-6,
+    "门槛取错了名次，或用 0 代替了 -inf",
+)
+only_one = generate(model, prompt, 10, context_size, top_k=1, temperature=1.4)  # (1, t + 10)
+zero = generate(model, prompt, 10, context_size, temperature=0.0)  # (1, t + 10)
+first_10 = greedy[:, : prompt.shape[1] + 10]  # (1, t + 10)
+confirm(
+    "top_k=1 和温度 0 都等于贪心",
+    torch.equal(only_one, first_10) and torch.equal(zero, first_10),
+    "忘了 model.eval()，或 top-k 的门槛取错了名次",
+)
+confirm("种子相同，抽出来的话就相同", torch.equal(sample(123), samples[123]), "生成之前没有设种子，或 dropout 开着")
+new_ids = written[:, pair.shape[1] :]  # (2, m)
+after_period = (new_ids == period).cumsum(dim=1) > 0  # (2, m)　从每行第一个句号起
+confirm("每行写到句号之后，只填句号", (new_ids[after_period] == period).all(), "写完的行又接着写了")
 
 # %% 动手改
-# 1. 把 temperatures 改成 [1, 0.01, 50]：0.01 时 1000 次全是 forward；50 时 9 个词各一百来次。（后两条核对原书的自查会变成 ✗）
-# 2. 把 softmax_with_temperature 里的除号改成乘号：温度 0.1 变平、温度 5 变尖，正好反过来，两条自查变成 ✗。
+# 1. 把 TEMPERATURES 改成 [1, 0.01, 50]：0.01 时 1000 次全是 forward；50 时 9 个词各一百来次。
+# 2. 把 softmax_with_temperature 里的除号改成乘号：温度 0.1 变平、温度 5 变尖，正好反过来，自查里两条变成 ✗。
 # 3. 5.3.2 里，把 -torch.inf 改成 0.0：被挡掉的词概率还有 0.0007；再用温度 5，pizza 的概率反而从 0.0430 涨到 0.0632。
+# 4. generate 里，把 torch.where(finished, eos_id, idx_next) 那一行删掉：先写完的一句不等了，接着往下写，自查里一条变成 ✗。

@@ -1,4 +1,4 @@
-"""第 5 章 · 5.1–5.2、5.4 节　预训练：让 GPT 从胡话学到成句
+"""第 5 章 · 5.1–5.2 节　预训练：让 GPT 从胡话学到成句
 
 读完、敲完这个脚本，你应该能不看书回答：
     1. 损失（loss）是怎么从 logits 和目标算出来的？没训练过的模型，损失为什么约等于 ln 50257？
@@ -6,50 +6,52 @@
     3. 训练损失一路下降，验证损失却停住了，说明什么？
 
 运行：
-    python ch05/main/gpt_train.py                        # 小模型，边训练边看它学（约 90 秒）
+    python ch05/main/gpt_train.py                        # 小模型，边训练边看它学，存成 ch05/outputs/gpt_mini.pth
+    python ch05/main/gpt_train.py --quick                # 只训练 1 轮，看看流程
     python ch05/main/gpt_train.py --text 我的文章.txt    # 换成自己的文本
-    python ch05/main/gpt_train.py --resume               # 中断之后接着训练，结果与没断过逐位相同
     python ch05/main/gpt_train.py --size 124M            # 原书 5.2 节的那次训练
-    mini 约 90 秒，1.5 GB；124M 约 8 分钟，5 GB（2 核 CPU）
+    mini 约 90 秒，1.5 GB；124M 约 10 分钟，5 GB（2 核 CPU）
 
-形状记号（全书统一）：
-    b 批大小　　t 序列长度（token 数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）　　V 词表大小
+训练到一半可能断电？接着上次训练的写法见 ch05/experiments/exp_resume.py。
+
+形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小
 """
 
 import argparse
-import ctypes
-import hashlib
 import math
 import os
 import sys
 import time
-import warnings
 from itertools import islice
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import tiktoken
 import torch
 import torch.nn as nn
+import zhplot  # noqa: F401　导入它，图上就能写中文
+from matplotlib.ticker import MaxNLocator
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-
+# 改这里
 # 两种规模，结构相同。124M 就是书上的训练：上下文从 1024 缩短到 256，省内存；mini 让普通笔记本一两分钟看到效果。
+BASE_CONFIG = {"vocab_size": 50257, "context_length": 256, "drop_rate": 0.1, "qkv_bias": False}
 MODEL_CONFIGS = {
-    "mini": {"vocab_size": 50257, "context_length": 256, "emb_dim": 192, "n_heads": 6, "n_layers": 4, "drop_rate": 0.1, "qkv_bias": False},
-    "124M": {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12, "drop_rate": 0.1, "qkv_bias": False},
+    "mini": BASE_CONFIG | {"emb_dim": 192, "n_heads": 6, "n_layers": 4},
+    "124M": BASE_CONFIG | {"emb_dim": 768, "n_heads": 12, "n_layers": 12},
 }
 TRAIN_SETTINGS = {
     # 学习率：每步走多远。太大会震荡甚至发散，太小学得慢；小模型禁得起大一些的。
-    # eval_freq：每几步评估一次。评估也要时间，mini 评估得稀一些。
+    # eval_freq：每几步评估一次。评估也要时间，mini 步数多，评估得稀一些。
     "mini": {"learning_rate": 1.5e-3, "num_epochs": 15, "eval_freq": 10},
     "124M": {"learning_rate": 4e-4, "num_epochs": 10, "eval_freq": 5},
 }
+QUICK_SETTINGS = {"mini": {"num_epochs": 1, "eval_freq": 3}, "124M": {"num_epochs": 1}}  # 加了 --quick，换掉这几项
 BATCH_SIZE = 2  # 书上为了省内存取 2；真正的预训练常用几百，梯度更稳
 WEIGHT_DECAY = 0.1  # 权重衰减：每步把权重往 0 拉一点点，不让它们长得太大，减轻过拟合
 EVAL_ITER = 5  # 评估时每个数据集只看 5 批，快；想要准确的损失就看全部
 START_CONTEXT = "Every effort moves you"
+OUTPUTS = Path(__file__).resolve().parents[1] / "outputs"
 
 
 # region 沿用 ch02/main: GPTDatasetV1, create_dataloader_v1
@@ -228,20 +230,16 @@ def generate_text_simple(model, idx, max_new_tokens, context_size):
 # endregion
 
 
+# region 沿用（含注释） ch05/main: text_to_token_ids, token_ids_to_text, calc_loss_batch, calc_loss_loader
 def text_to_token_ids(text, tokenizer):
-    """文本 → 模型的输入。
+    """文本 → 模型的输入，(1, t) 的词元编号。
 
     参数:
         text (str): 文本
-        tokenizer: 有 encode 方法的分词器
-
-    形状:
-        输出 (1, t)：模型只认成批的输入，一句话就是批大小 1
+        tokenizer (tiktoken.Encoding): 分词器
 
     返回:
-        Tensor: 词元编号
-
-    出处: 原书 5.1.1 节
+        Tensor: 词元编号，(1, t)；模型只收成批的输入，一句话就是批大小 1
     """
     encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
     return torch.tensor(encoded).unsqueeze(0)  # (1, t)
@@ -251,34 +249,31 @@ def token_ids_to_text(token_ids, tokenizer):
     """模型的输出 → 文本。
 
     参数:
-        token_ids (Tensor): 词元编号，(1, t)
-        tokenizer: 有 decode 方法的分词器
+        token_ids (Tensor): 词元编号，(1, t) 或 (t,)
+        tokenizer (tiktoken.Encoding): 分词器
 
     返回:
         str: 文本
-
-    出处: 原书 5.1.1 节
     """
     return tokenizer.decode(token_ids.squeeze(0).tolist())
 
 
 def calc_loss_batch(input_batch, target_batch, model, device):
-    """一批数据的损失：模型给正确的下一个词元的概率，取负对数，再对所有位置求平均。
+    """一批的损失：模型给正确的下一个词元的概率，取对数、取负，再对所有位置求平均。
 
     参数:
-        input_batch (Tensor): 输入编号，(b, t)
-        target_batch (Tensor): 目标编号，(b, t)，输入右移一位
+        input_batch, target_batch (Tensor): 输入和目标的编号，都是 (b, t)；目标是输入右移一位
         model (nn.Module): 语言模型，(b, t) → (b, t, V)
         device (torch.device): 在哪里算
 
     返回:
         Tensor: 一个数，带着计算图，可以 backward
 
-    出处: 原书 5.1.2–5.1.3 节
+    出处: 原书 5.1.3 节
     """
     input_batch, target_batch = input_batch.to(device), target_batch.to(device)
     logits = model(input_batch)  # (b, t, V)
-    # cross_entropy 要的是"许多道选择题"：每个位置一道题，V 个选项，一个答案；是哪一批、哪个位置并不重要，所以展平。
+    # cross_entropy 要的是许多道选择题：每个位置一道，V 个选项，一个答案；在哪一批、哪个位置并不重要，所以展平。
     return nn.functional.cross_entropy(logits.flatten(0, 1), target_batch.flatten())  # (b·t, V)，(b·t,)
 
 
@@ -286,30 +281,35 @@ def calc_loss_loader(data_loader, model, device, num_batches=None):
     """一个数据集的平均损失。
 
     参数:
-        data_loader (DataLoader): 每次给出输入和目标
+        data_loader (DataLoader): 一批批地给出输入和目标
         model (nn.Module): 语言模型
         device (torch.device): 在哪里算
-        num_batches (int 或 None): 只看前几批；None 表示全部
+        num_batches (int 或 None): 只看前几批，不够就看全部；None 表示全部
 
     返回:
         float: 平均损失；一批都没有时为 nan
 
     出处: 原书 5.1.3 节
     """
-    # .item() 取出数字、丢掉计算图；直接累加张量的话，每一批的计算图都会留在内存里。
-    losses = [calc_loss_batch(inputs, targets, model, device).item() for inputs, targets in islice(data_loader, num_batches)]
+    losses = []
+    for input_batch, target_batch in islice(data_loader, num_batches):
+        loss = calc_loss_batch(input_batch, target_batch, model, device)
+        losses.append(loss.item())  # .item() 只留下数字；留着张量的话，每一批的计算图都会占着内存
     return sum(losses) / len(losses) if losses else float("nan")
 
 
+# endregion
+
+
+# region 沿用（含注释） ch05/main: evaluate_model, generate_and_print_sample, train_model_simple, plot_losses
 def evaluate_model(model, train_loader, val_loader, device, eval_iter):
     """在训练集和验证集上各看几批，估计损失。
 
     参数:
         model (nn.Module): 语言模型
-        train_loader (DataLoader): 训练集
-        val_loader (DataLoader): 验证集，训练时从不拿来更新权重
+        train_loader, val_loader (DataLoader): 训练集；验证集，它从不用来更新权重
         device (torch.device): 在哪里算
-        eval_iter (int): 各看几批
+        eval_iter (int): 各看几批：看得多就准，也就慢
 
     返回:
         tuple[float, float]: 训练损失、验证损失
@@ -317,7 +317,7 @@ def evaluate_model(model, train_loader, val_loader, device, eval_iter):
     出处: 原书 5.2 节
     """
     model.eval()  # 关掉 dropout：评估要的是模型的真实水平
-    with torch.no_grad():
+    with torch.no_grad():  # 不求导，就不必记住中间结果，省内存也省时间
         train_loss = calc_loss_loader(train_loader, model, device, num_batches=eval_iter)
         val_loss = calc_loss_loader(val_loader, model, device, num_batches=eval_iter)
     model.train()  # 别忘了开回来，否则后面的训练都没有 dropout
@@ -329,205 +329,96 @@ def generate_and_print_sample(model, tokenizer, device, start_context):
 
     参数:
         model (nn.Module): 语言模型
-        tokenizer: 分词器
+        tokenizer (tiktoken.Encoding): 分词器
         device (torch.device): 在哪里算
         start_context (str): 提示词
 
     出处: 原书 5.2 节
     """
     model.eval()
-    context_size = model.pos_emb.weight.shape[0]
+    context_size = model.pos_emb.weight.shape[0]  # 位置嵌入有几行，模型就最多看几个词元
     encoded = text_to_token_ids(start_context, tokenizer).to(device)
     token_ids = generate_text_simple(model, encoded, max_new_tokens=50, context_size=context_size)
-    tqdm.write("    " + token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
+    print("    " + token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
     model.train()
 
 
-def get_rng_state(device):
-    """记下随机数发生器此刻的状态：打乱数据用 CPU 的，dropout 用计算设备的。
-
-    参数:
-        device (torch.device): 训练用的设备
-
-    返回:
-        dict: 设备名 → 状态
-    """
-    state = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        state[device.type] = torch.get_device_module(device).get_rng_state()
-    return state
-
-
-def set_rng_state(state, device):
-    """把随机数发生器恢复到 get_rng_state 记下的状态。
-
-    参数:
-        state (dict): get_rng_state 的返回值
-        device (torch.device): 训练用的设备
-    """
-    torch.set_rng_state(state["cpu"])
-    if device.type in state and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[device.type])
-
-
 def train_model_simple(
-    model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, start_context, tokenizer, progress=None, save=None
+    model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, start_context, tokenizer
 ):
     """训练循环：一批批地看数据，每批算损失、求梯度、更新权重。
 
     参数:
         model (nn.Module): 语言模型
-        train_loader (DataLoader): 训练集
-        val_loader (DataLoader): 验证集
-        optimizer (torch.optim.Optimizer): 优化器
+        train_loader, val_loader (DataLoader): 训练集，用来更新权重；验证集，只用来评估
+        optimizer (torch.optim.Optimizer): 优化器，管着 model 的全部参数
         device (torch.device): 在哪里算
-        num_epochs (int): 总共几轮；一轮（epoch）把训练集看一遍
-        eval_freq (int): 每几步评估一次
-        eval_iter (int): 评估时各看几批
-        start_context (str): 每轮结束时，让模型接着写的提示词
-        tokenizer: 分词器
-        progress (dict 或 None): 续训时，上次走到了哪里；None 表示从头开始
-        save (callable 或 None): 存检查点的函数，参数是 progress；None 表示不存
+        num_epochs (int): 几轮；一轮（epoch）把训练集看一遍
+        eval_freq, eval_iter (int): 每几步评估一次；每次各看几批
+        start_context, tokenizer: 每轮结束时，让模型接着写的提示词；分词器
 
     返回:
         tuple[list, list, list]: 每次评估的训练损失、验证损失，以及当时已看过的词元数
 
-    出处: 原书 5.2 节；progress、save 和进度条是本项目加的
+    异常:
+        ValueError: 损失成了 nan 或无穷大
+
+    出处: 原书 5.2 节
     """
-    if progress is None:
-        progress = {"epoch": 0, "batch": 0, "step": -1, "tokens_seen": 0, "train_losses": [], "val_losses": [], "track_tokens_seen": []}
-    p = progress
-    tokens_per_epoch = len(train_loader) * train_loader.batch_size * train_loader.dataset.input_ids.shape[1]
-    bar = tqdm(total=num_epochs * tokens_per_epoch, initial=p["tokens_seen"], unit=" 词元", unit_scale=True, desc="训练", mininterval=1, ncols=80)
+    train_losses, val_losses, track_tokens_seen = [], [], []
+    tokens_seen, global_step = 0, -1  # 第一步是第 0 步，所以刚走完第一步就评估一次
 
-    for epoch in range(p["epoch"], num_epochs):
-        model.train()
-        now = get_rng_state(device)
-        if p["batch"] == 0:
-            p["epoch_rng"] = now
-        # iter 会用随机数打乱这一轮的次序。续训时先回到这一轮开头的状态，才能打乱出同样的次序，再跳过学过的批。
-        set_rng_state(p["epoch_rng"], device)
-        batches = iter(train_loader)
-        if p["batch"] > 0:
-            next(islice(batches, p["batch"] - 1, None))
-            set_rng_state(now, device)
-
-        for input_batch, target_batch in batches:
-            optimizer.zero_grad()  # ① 清掉上一步的梯度：PyTorch 的 backward 是累加，不清就会越加越多
+    for epoch in range(num_epochs):
+        model.train()  # 打开 dropout
+        for input_batch, target_batch in train_loader:
+            optimizer.zero_grad()  # ① 清梯度：backward 是往上加，不清，上一批的梯度就混进这一批
             loss = calc_loss_batch(input_batch, target_batch, model, device)  # ② 前向：算损失
+            if not loss.isfinite():  # nan 会传染：拿它更新一次，所有的权重就都成了 nan，再也救不回来
+                raise ValueError(f"第 {global_step + 1} 步的损失是 {loss.item()}，训练停下：学习率多半太大了，改小再来")
             loss.backward()  # ③ 反向：损失对每个参数的梯度
-            optimizer.step()  # ④ 沿着让损失变小的方向，更新每个参数
-            p["tokens_seen"] += input_batch.numel()
-            p["step"] += 1
-            p["batch"] += 1
-            bar.update(input_batch.numel())
+            optimizer.step()  # ④ 更新：每个参数朝着让损失变小的方向走一点
+            tokens_seen += input_batch.numel()
+            global_step += 1
 
-            if p["step"] % eval_freq == 0:
+            if global_step % eval_freq == 0:
                 train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
-                p["train_losses"].append(train_loss)
-                p["val_losses"].append(val_loss)
-                p["track_tokens_seen"].append(p["tokens_seen"])
-                tqdm.write(f"第 {epoch + 1:2} 轮　第 {p['step']:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}")
-                if save:
-                    save(p)
+                train_losses.append(train_loss)
+                val_losses.append(val_loss)
+                track_tokens_seen.append(tokens_seen)
+                print(f"第 {epoch + 1:2} 轮　第 {global_step:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}")
 
-        generate_and_print_sample(model, tokenizer, device, start_context)
-        p["epoch"], p["batch"] = epoch + 1, 0
-        if save:
-            save(p)
-    bar.close()
-    return p["train_losses"], p["val_losses"], p["track_tokens_seen"]
+        generate_and_print_sample(model, tokenizer, device, start_context)  # 每轮结束，看看它会说什么了
+
+    return train_losses, val_losses, track_tokens_seen
 
 
-def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses, path):
+def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses):
     """画训练损失和验证损失，下方横轴是轮数，上方横轴是看过的词元数。
 
     参数:
         epochs_seen (Tensor): 每次评估时的轮数
         tokens_seen (list[int]): 每次评估时看过的词元数
-        train_losses (list[float]): 训练损失
-        val_losses (list[float]): 验证损失
-        path (Path): 图片写到哪里
+        train_losses, val_losses (list[float]): 训练损失、验证损失
+
+    返回:
+        Figure: 画好的图，用 savefig 存成文件
 
     出处: 原书 5.2 节
     """
-    import matplotlib.pyplot as plt  # 导入要半秒，训练完了才用得着
-    import zhplot  # noqa: F401　导入它，图上就能写中文
-
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     axis.plot(epochs_seen, train_losses, label="训练损失")
     axis.plot(epochs_seen, val_losses, linestyle="-.", label="验证损失")
     axis.set_xlabel("轮（epoch）")
     axis.set_ylabel("损失")
     axis.legend()
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # 轮数只标整数
     top = axis.twiny()  # 第二条横轴，与第一条共用纵轴
-    top.plot(tokens_seen, train_losses, alpha=0)  # 画一条看不见的线，只为让刻度对齐
+    top.plot(tokens_seen, train_losses, alpha=0)  # 画一条看不见的线，只为让两条横轴的刻度对齐
     top.set_xlabel("看过的词元数")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def keep_freed_memory():
-    """让 glibc 留住释放掉的大块内存：否则每个训练步都要把几 GB 还给系统、再要回来，124M 因此慢三四成。
-
-    只影响 Linux（glibc），别的系统什么也不做；算出的数字一位不变。
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):
-        return
-    for option, value in [(-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)]:  # 不用 mmap；留住 2 GB 以内的空闲；每次多要 64 MB
-        mallopt(option, value)
-
-
-def save_checkpoint(path, content):
-    """存检查点：先写到临时文件，写完整了再改名，所以随时断电也不会留下半个文件。
-
-    参数:
-        path (Path): 最终的文件名
-        content (dict): 要存的内容
-
-    异常:
-        OSError: 磁盘满了，或没有写的权限；这时原来的检查点完好无损
-
-    出处: 原书 5.4 节（存取模型和优化器），加上了"写一半被打断"的保护
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())  # 等数据真正落盘，否则断电时改了名的也可能是空文件
-        os.replace(part, path)  # 改名是一步到位的，不存在"改了一半"
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"检查点写不进 {path}（磁盘满了，或没有写的权限），请腾出空间或用 --out 换个文件夹") from error
-
-
-def load_checkpoint(path):
-    """读检查点。
-
-    参数:
-        path (Path): 文件名
-
-    返回:
-        dict: save_checkpoint 存下的内容，张量都在 CPU 上
-
-    异常:
-        ValueError: 文件不存在、已损坏，或不是本项目的检查点
-    """
-    if not path.is_file():
-        raise ValueError(f"找不到检查点 {path}，请先运行 python ch05/main/gpt_train.py")
-    try:
-        # weights_only=True：只读数字，不执行文件里的代码。pickle 格式能夹带任意程序，来路不明的文件尤其要防。
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # 遇到别人的文件，torch 会先用英文嘀咕几句；我们只说下面那一句
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # 损坏的文件能引出各种异常，处理办法都一样
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是检查点") from None
-    if not isinstance(content, dict) or not {"config", "seed", "text", "initial", "model", "optimizer", "progress"} <= content.keys():
-        raise ValueError(f"{path} 不是 gpt_train.py 存的检查点，里面缺了配置、权重、优化器或进度")
-    return content
+# endregion
 
 
 # region 沿用 setup/find_data.py: find_data, read_text
@@ -539,7 +430,8 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
 
@@ -583,138 +475,95 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-def main():
-    """训练一个 GPT，前后各让它写一段，画出损失曲线。"""
-    parser = argparse.ArgumentParser(description="5.1–5.2 节　预训练一个 GPT")
-    parser.add_argument("--size", default="mini", choices=MODEL_CONFIGS, help="mini（默认）或 124M（原书的规模）")
-    parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
-    parser.add_argument("--epochs", type=int, help="总共几轮（默认：mini 15，124M 10）")
-    parser.add_argument("--resume", action="store_true", help="从上次的检查点接着训练")
-    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto；核对原书的数字请用 cpu）")
-    parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123，与原书相同）")
-    parser.add_argument("--out", type=Path, default=OUTPUTS, help="检查点和图片写到哪个文件夹（默认：ch05/outputs）")
-    parser.add_argument("--save-every", type=float, default=30, help="最多隔几秒存一次检查点（默认：30）；越小，中断时丢得越少，但存盘也花时间")
-    parser.add_argument("--quick", action="store_true", help="只训练 1 轮，看看流程")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-
-
-def run(args):
-    """按命令行参数训练。
+def pretrain(args):
+    """数据 → 模型 → 训练 → 画图、存权重。
 
     参数:
         args (argparse.Namespace): 命令行参数，见 main
 
     异常:
-        ValueError: 参数、文本或检查点有问题
+        ValueError: 参数或文本有问题，或损失成了 nan
         OSError: 写不了文件
     """
-    config, settings = MODEL_CONFIGS[args.size], TRAIN_SETTINGS[args.size]
-    num_epochs = (1 if args.quick else settings["num_epochs"]) if args.epochs is None else args.epochs
-    eval_freq = 3 if args.quick else settings["eval_freq"]
+    config = MODEL_CONFIGS[args.size]
+    settings = TRAIN_SETTINGS[args.size] | (QUICK_SETTINGS[args.size] if args.quick else {})
+    num_epochs = settings["num_epochs"] if args.epochs is None else args.epochs
     if num_epochs < 1:
         raise ValueError(f"--epochs 至少是 1，不能是 {num_epochs}")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed 应在 0 到 2⁶³ − 1 之间，不能是 {args.seed}")
+    name = "quick" if args.quick else args.size  # --quick 另存一个文件，不会盖掉好好训练过的
+    checkpoint, picture = OUTPUTS / f"gpt_{name}.pth", OUTPUTS / f"loss_{name}.png"
+    OUTPUTS.mkdir(parents=True, exist_ok=True)
     device = pick_device(args.device)
 
-    # 前 90% 训练，后 10% 验证。验证集模型从没见过，它的损失才反映"学会了"还是"背下了"。
+    # ① 数据。前 90% 训练，后 10% 验证：验证集模型从没见过，它的损失才分得出"学会了"还是"背下了"。
     path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
-    text = read_text(path)
+    text, tokenizer, t = read_text(path), tiktoken.get_encoding("gpt2"), config["context_length"]
+    if (count := text_to_token_ids(text, tokenizer).numel()) < 11 * t:
+        raise ValueError(f"{path} 太短：只有 {count} 个词元，训练和验证一共要 {11 * t} 个，请换长一点的文本")
     split = int(0.90 * len(text))
-    t = config["context_length"]
-    try:
-        train_loader = create_dataloader_v1(text[:split], BATCH_SIZE, max_length=t, stride=t)
-        val_loader = create_dataloader_v1(text[split:], BATCH_SIZE, max_length=t, stride=t, shuffle=False, drop_last=False)
-    except ValueError:
-        train_loader = []
-    if len(train_loader) == 0:
-        raise ValueError(f"{path} 太短：训练要两个、验证要一个长 {t} 的样本，大约需要 {t * 11} 个词元，请换长一点的文本")
-    tokenizer = tiktoken.get_encoding("gpt2")
+    train_loader = create_dataloader_v1(text[:split], BATCH_SIZE, max_length=t, stride=t)
+    val_loader = create_dataloader_v1(text[split:], BATCH_SIZE, max_length=t, stride=t, shuffle=False, drop_last=False)
+    print(f"文本　{path}（{len(text):,} 个字符；一轮 {len(train_loader)} 批，验证 {len(val_loader)} 批）")
 
-    # 建模型、建优化器的次序与原书相同，随机数才对得上。
-    torch.manual_seed(args.seed)
+    # ② 模型和优化器。种子、创建的次序与原书相同，随机数才对得上。
+    torch.manual_seed(123)
     model = GPTModel(config).to(device)
-    # fused：把更新一个参数要做的十来次小运算合成一次，省下来回读写内存的时间，数字不变。CPU 上要 PyTorch 2.4 以上，Intel 芯片的 Mac 只有 2.2.2。
-    fused = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=fused)
-    print(f"文本　{path}（{len(text):,} 个字符；训练 {len(train_loader)} 批，验证 {len(val_loader)} 批）")
-    print(f"模型　{args.size}，{sum(p.numel() for p in model.parameters()):,} 个参数，在 {device} 上训练 {num_epochs} 轮")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY)
+    total_params = sum(p.numel() for p in model.parameters())
+    print(f"模型　{args.size}，{total_params:,} 个参数，在 {device} 上训练 {num_epochs} 轮")
 
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise OSError(f"建不了文件夹 {args.out}：那里有个同名的文件，或没有写的权限；请用 --out 换个地方") from None
-    checkpoint = args.out / f"gpt_{args.size}.pth"
-    text_digest = hashlib.sha256(text.encode()).hexdigest()
-    progress = None
-    if args.resume:
-        content = load_checkpoint(checkpoint)
-        if content["config"] != config or content["seed"] != args.seed or content["text"] != text_digest:
-            raise ValueError(f"{checkpoint} 是用另一份文本、种子或配置训练的，接不上；去掉 --resume 从头训练，或换回原来的参数")
-        try:
-            model.load_state_dict(content["model"])
-            optimizer.load_state_dict(content["optimizer"])
-            progress, initial = content["progress"], content["initial"]
-            set_rng_state(progress["rng"], device)
-            print(f"接着　{checkpoint}：已训练到第 {progress['epoch'] + 1} 轮，共 {progress['step'] + 1} 步")
-        except Exception:  # 名字都对、内容不对的文件，能引出各种异常
-            raise ValueError(f"{checkpoint} 的内容不对，接不上；去掉 --resume 从头训练") from None
-    else:
-        # 训练前先看一眼损失。看一眼也会用掉随机数，所以看完把状态放回去，不影响后面的训练。
-        before = get_rng_state(device)
+    # ③ 训练前看一眼。打乱数据也会用掉随机数；fork_rng 里用掉的不算数，后面的训练仍与原书相同。
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
-        initial = evaluate_model(model, train_loader, val_loader, device, eval_iter=None)
-        set_rng_state(before, device)
-        print(f"\n训练前　训练损失 {initial[0]:.3f}　验证损失 {initial[1]:.3f}")
-        generate_and_print_sample(model, tokenizer, device, START_CONTEXT)
+        initial, initial_val = evaluate_model(model, train_loader, val_loader, device, eval_iter=None)
+    print(f"\n训练前　训练损失 {initial:.3f}　验证损失 {initial_val:.3f}")
+    generate_and_print_sample(model, tokenizer, device, START_CONTEXT)
 
-    last_saved = time.monotonic()
-
-    def save(progress):
-        """存下接着训练所需的一切：权重、优化器、走到哪里、随机数状态。刚存过就跳过，训练完了一定存。
-
-        参数:
-            progress (dict): train_model_simple 的进度
-        """
-        nonlocal last_saved
-        if time.monotonic() - last_saved < args.save_every and progress["epoch"] < num_epochs:
-            return
-        last_saved = time.monotonic()
-        progress["rng"] = get_rng_state(device)
-        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
-        save_checkpoint(checkpoint, {"config": config, "seed": args.seed, "text": text_digest, "initial": initial, **states})
-
+    # ④ 训练
     print()
-    try:
-        train_losses, val_losses, tokens_seen = train_model_simple(
-            model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, EVAL_ITER, START_CONTEXT, tokenizer, progress, save
-        )
-    except KeyboardInterrupt:
-        print(f"\n停下了。加上 --resume 就能从 {checkpoint} 接着训练")
-        sys.exit(130)
+    start = time.perf_counter()
+    train_losses, val_losses, tokens_seen = train_model_simple(
+        model, train_loader, val_loader, optimizer, device, num_epochs, settings["eval_freq"], EVAL_ITER,
+        START_CONTEXT, tokenizer,
+    )
+    print(f"\n训练用了 {time.perf_counter() - start:.0f} 秒")
 
-    final = evaluate_model(model, train_loader, val_loader, device, EVAL_ITER)
-    model.eval()
-    token_ids = generate_text_simple(model, text_to_token_ids(START_CONTEXT, tokenizer).to(device), 25, t)
-    print(f"\n训练后　训练损失 {final[0]:.3f}　验证损失 {final[1]:.3f}\n    {token_ids_to_text(token_ids, tokenizer)!r}")
-    picture = args.out / f"loss_{args.size}.png"
-    plot_losses(torch.linspace(0, num_epochs, len(train_losses)), tokens_seen, train_losses, val_losses, picture)
-    print(f"检查点　　{checkpoint}\n损失曲线　{picture}")
+    # ⑤ 画图，存权重。先写到临时文件，写完整了再改名：写到一半断电，旧的那份还在，也不会冒出半个新的。
+    epochs_seen = torch.linspace(0, num_epochs, len(train_losses))
+    plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig(picture, dpi=150)
+    part = checkpoint.with_name(checkpoint.name + ".part")
+    torch.save({"config": config, "model": model.state_dict()}, part)
+    os.replace(part, checkpoint)
+    print(f"损失曲线　{picture}\n权重　　　{checkpoint}")
 
     print("\n这个数字对吗？")
-    chance = math.log(config["vocab_size"])
-    confirm(f"训练前的损失 {initial[0]:.2f} 接近 ln 50257 = {chance:.2f}：等于在 50257 个词元里瞎猜", abs(initial[0] - chance) < 0.5, "模型已经训练过，或损失没有对所有位置取平均")
-    if path.name == "the-verdict.txt" and args.size == "124M" and args.seed == 123:
-        same = abs(initial[0] - 10.98758) < 1e-3 and abs(initial[1] - 10.98110) < 1e-3
-        confirm("训练前的损失与原书一致：10.988 / 10.981", same, "种子不同，或创建各层的次序变了")
-    confirm(f"训练损失从 {initial[0]:.2f} 降到 {final[0]:.2f}", final[0] < initial[0], "学习率太大，或忘了 optimizer.step()")
+    chance, gap = math.log(config["vocab_size"]), val_losses[-1] - train_losses[-1]
+    guessing = f"训练前的损失 {initial:.2f} 接近 ln 50257 = {chance:.2f}：等于在 50257 个词元里瞎猜"
+    confirm(guessing, abs(initial - chance) < 0.5, "损失没有对所有位置取平均")
+    if path.name == "the-verdict.txt" and args.size == "124M":
+        same = abs(initial - 10.98758) < 1e-3 and abs(initial_val - 10.98110) < 1e-3
+        confirm("训练前的损失与原书相同：10.988 / 10.981", same, "种子不同，或创建各层的次序变了")
+    confirm(f"训练损失降到 {train_losses[-1]:.2f}", train_losses[-1] < initial, "学习率太大，或忘了 optimizer.step()")
     if num_epochs >= 8:
-        gap = final[1] - final[0]
-        confirm(f"验证损失比训练损失高 {gap:.1f}：文本太短，模型在背书（过拟合），这是正常的", gap > 0.5, "验证集混进了训练集")
+        confirm(f"验证损失比训练损失高 {gap:.1f}：文本太短，模型在背书（过拟合），这是正常的", gap > 0.5, "验证集混进训练集了")
+
+
+def main():
+    """训练一个 GPT，边训练边看它说话。"""
+    parser = argparse.ArgumentParser(description="5.1–5.2 节　预训练一个 GPT")
+    parser.add_argument("--size", default="mini", choices=MODEL_CONFIGS, help="mini（默认）或 124M（原书的规模）")
+    parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
+    parser.add_argument("--epochs", type=int, help="几轮（默认：mini 15，124M 10）")
+    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto；核对原书的数字请用 cpu）")
+    parser.add_argument("--quick", action="store_true", help="只训练 1 轮，看看流程；存成 gpt_quick.pth")
+    args = parser.parse_args()
+    try:
+        pretrain(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\n停下了。权重要到训练完才存：这一次什么也没留下，以前存的也没有动")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """给测试用：在各种时刻弄断训练（kill -9、写检查点写到一半、磁盘满），再接着训练，看结果是否与没断过逐位相同。
 
 用法：python kill_trials.py 文本 工作文件夹
-先导入一次 gpt_train.py，再一次次 fork 出子进程去训练：省去每次导入的几秒。最后一行打印 JSON：每项试验的结果。
+先导入一次 exp_resume.py，再一次次 fork 出子进程去训练：省去每次导入的几秒。最后一行打印 JSON：每项试验的结果。
 """
 
 import io
@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tiny_train import tiny_gpt_train
+from tiny_train import tiny
 
 TEXT, FOLDER = Path(sys.argv[1]), Path(sys.argv[2])
-SAVED_STEPS = [0, 5, 9, 10, 15, 19, 20, 25, 29]  # 每轮 10 步、每 5 步评估、训练 3 轮：--save-every 0 时共存 9 次
+# 每轮 10 步、训练 3 轮，--save-every 0 时每走一步存一次，每轮结束再存一次：共存 33 次
+SAVED_STEPS = [step for epoch in range(3) for step in [*range(10 * epoch, 10 * epoch + 10), 10 * epoch + 9]]
 torch.set_num_threads(1)
 torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # 第一次建优化器要导入近两秒的东西，在 fork 之前做掉
-gpt_train = tiny_gpt_train()
-gpt_train.plot_losses = lambda *_: None  # 画图要半秒，另有测试
+exp_resume = tiny("experiments/exp_resume.py")
 
 
 def start(out, *args, sabotage=None):
@@ -39,8 +39,8 @@ def start(out, *args, sabotage=None):
         os.dup2(os.open(out.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         if sabotage:
             sabotage()
-        sys.argv = ["gpt_train.py", "--text", str(TEXT), "--out", str(out), "--save-every", "0", "--device", "cpu", *args]
-        gpt_train.main()
+        sys.argv = ["exp_resume.py", "--train", "--text", str(TEXT), "--out", str(out), "--save-every", "0", "--device", "cpu", *args]
+        exp_resume.main()
         code = 0
     except SystemExit as error:
         code = error.code or 0
@@ -63,8 +63,8 @@ def run(out, *args, sabotage=None):
 
 def content(out):
     """检查点的内容；还没有时为 None，读不出来就会抛异常。"""
-    path = out / "gpt_mini.pth"
-    return gpt_train.load_checkpoint(path) if path.exists() else None
+    path = out / "resume_tiny.pth"
+    return exp_resume.load_checkpoint(path) if path.exists() else None
 
 
 def flatten(value, name=""):
@@ -132,7 +132,7 @@ for trial in range(8):
         if code == 0:
             break
         kills += code == -signal.SIGKILL
-        parts += (out / "gpt_mini.pth.part").exists()
+        parts += (out / "resume_tiny.pth.part").exists()
         content(out)  # 名字正式的文件，任何时刻都必须读得出来
     chains.append({"退出码": code, "不同": differences(standard, content(out)), "剩下的": sorted(path.name for path in out.iterdir())})
 results["随机"] = chains
@@ -140,13 +140,13 @@ results["杀死次数"], results["正在写的次数"] = kills, parts
 
 # 指定的时刻：写到一半、写完还没改名
 precise = []
-for which, half in [(1, True), (3, True), (9, True), (4, False)]:
+for which, half in [(1, True), (3, True), (11, True), (12, True), (33, True), (20, False)]:  # 11 是第 1 轮结束那一次
     out = FOLDER / f"save{which}{half}"
     trial = {"第几次": which, "写到一半": half, "被杀": run(out, sabotage=partial(kill_inside_save, which, half))}
     saved = content(out)
     trial["留下的步"] = saved and saved["progress"]["step"]
     trial["应留下"] = SAVED_STEPS[which - 2] if which > 1 else None
-    trial["留下 .part"] = (out / "gpt_mini.pth.part").exists()
+    trial["留下 .part"] = (out / "resume_tiny.pth.part").exists()
     if which == 1:  # 一次都没存成，--resume 应当说清楚，从头训练应当不受 .part 影响
         trial["没有检查点时 --resume"] = run(out, "--resume")
         trial["报错"] = out.with_suffix(".err").read_text(encoding="utf-8")
@@ -163,9 +163,9 @@ longer = FOLDER / "longer"
 results["加到 5 轮"] = [run(longer, "--epochs", "5"), run(out, "--resume", "--epochs", "5"), differences(content(longer), content(out))]
 
 # 磁盘满：文件最大 20 KB，检查点写不下
-before = (longer / "gpt_mini.pth").read_bytes()
+before = (longer / "resume_tiny.pth").read_bytes()
 code = run(longer, sabotage=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 10, 20 << 10)))
-intact = (longer / "gpt_mini.pth").read_bytes() == before
+intact = (longer / "resume_tiny.pth").read_bytes() == before
 left = sorted(path.name for path in longer.iterdir())
 results["磁盘满"] = {"退出码": code, "报错": longer.with_suffix(".err").read_text(encoding="utf-8"), "旧的完好": intact, "剩下的": left}
 

@@ -2,13 +2,13 @@
 
 题目：　书里只训练最后一块、最后的归一化和输出层。全部参数都参加训练，测试准确率会变吗？
 先想：　可以改的数多了十几倍，应该学得更好；可是训练短信只有一千来条，会不会只是背得更熟？
-解法：　每个参数的 requires_grad 都设成 True，两次微调并排比：① 测试准确率；② 训练与测试差多少（过拟合）；③ 用时，反向传播要走完全部的块。
-动手改：把 LEARNING_RATE 改成 3e-4：mini 的两行都会变高，哪一行高得多？
+解法：　每个参数的 requires_grad 都设成 True，两次微调并排比：① 测试准确率；② 训练与测试差多少（过拟合）；③ 用时。
+动手改：把 LEARNING_RATE 改成 3e-4：mini 的两行都会变高，各高多少？
 
 运行：
     python ch06/experiments/exercise_6_2_whole_model.py
     python ch06/experiments/exercise_6_2_whole_model.py --size 124M         # 书上的答案：95.67% → 96.67%
-    mini 约 2 分钟，0.8 GB（2 核 CPU）
+    mini 约 3 分钟，0.7 GB（2 核 CPU）
 """
 
 import argparse

@@ -9,7 +9,7 @@
     python ch06/experiments/exercise_6_3_first_token.py
     python ch06/experiments/exercise_6_3_first_token.py --size 124M         # 书上的答案：95.67% → 75.00%
     python setup/copy_forward.py diff ch06/experiments/exercise_6_3_first_token.py    # 只改了哪两行
-    mini 约 2 分钟，0.8 GB（2 核 CPU）
+    mini 约 2 分钟，0.6 GB（2 核 CPU）
 """
 
 import argparse
@@ -455,10 +455,12 @@ def compare(args):
 
     print("\n这个数字对吗？")
     with torch.no_grad():
-        one, other = model(torch.tensor([[5211, 345, 423, 640, 284, 467], [5211, 1, 2, 3, 4, 5]], device=device))[:, POSITION, :]  # (2, 2)
-    confirm("第一个词相同，后面全改，作答的位置分数不变", torch.allclose(one, other, atol=1e-5), "取的不是第一个位置，或因果掩码没有生效")
-    last_block = {name for name, param in model.named_parameters() if param.requires_grad}
-    confirm("参加训练的还是那几部分：只有作答的位置不同", {name.split(".")[0] for name in last_block} == {"trf_blocks", "final_norm", "out_head"}, "冻结漏了")
+        pair = torch.tensor([[5211, 345, 423, 640, 284, 467], [5211, 1, 2, 3, 4, 5]], device=device)  # (2, 6)
+        scores = model(pair)[:, POSITION, :]  # (2, 2)
+    same = torch.allclose(scores[0], scores[1], atol=1e-5)
+    confirm("第一个词相同，后面全改，作答的位置分数不变", same, "取的不是第一个位置，或因果掩码没有生效")
+    trained = {name.split(".")[0] for name, param in model.named_parameters() if param.requires_grad}
+    confirm("参加训练的还是那几部分：只有作答的位置不同", trained == {"trf_blocks", "final_norm", "out_head"}, "冻结漏了")
 
 
 def main():

@@ -213,10 +213,12 @@ with open(OUTPUTS / "test.csv", encoding="utf-8", newline="") as file:
 confirm("test.csv 读回来，一字不差", back == test, "写的时候漏了列名，或没有写 newline")
 if path.stat().st_size == 477_907:  # 大小与原书的那份相同，才核对书上的数
     confirm("与书上相同：5572 条，ham 4825、spam 747", counts == {"ham": 4825, "spam": 747}, "读的时候关掉了引号")
-    confirm("与书上相同：训练 1045、验证 149、测试 300", [len(train), len(validation), len(test)] == [1045, 149, 300], "切分的比例不同")
+    sizes = [len(train), len(validation), len(test)]
+    confirm("与书上相同：训练 1045、验证 149、测试 300", sizes == [1045, 149, 300], "切分的比例不同")
 
 # %% 动手改
 # 1. 在 load_messages 的 delimiter="\t" 后面加上 quoting=csv.QUOTE_NONE，用原书的数据再运行：5574 条，抽出来的就不是书上那些了。
 #    （自带的数据一条也不会少：它的引号是成对写的。只是正文里的引号会多出几个来。）
-# 2. 不平衡，直接把 rows 交给 numbered 那一行：测试集里 spam 占多少？一律答 ham 能得多少分？（用原书的数据，最后一条自查会变成 ✗）
+# 2. 不平衡，直接把 rows 交给 numbered 那一行：测试集里 spam 占多少？一律答 ham 能得多少分？
+#    （用原书的数据，最后一条自查会变成 ✗）
 # 3. 把 random_split 里打乱的那一行去掉：三份里 spam 各占多少？

@@ -276,7 +276,8 @@ def add_classification_head(model, num_classes=2):
 old_head = model.out_head
 torch.manual_seed(123)  # 新的输出层是随机的
 add_classification_head(model, NUM_CLASSES)
-print(f"\n【6.5】输出层　{tuple(old_head.weight.shape)}　(V, d) → {tuple(model.out_head.weight.shape)}　({NUM_CLASSES}, d)，另加 {NUM_CLASSES} 个偏置")
+old_shape, new_shape = tuple(old_head.weight.shape), tuple(model.out_head.weight.shape)
+print(f"\n【6.5】输出层　{old_shape}　(V, d) → {new_shape}　({NUM_CLASSES}, d)，另加 {NUM_CLASSES} 个偏置")
 parts = [
     ("词嵌入、位置嵌入", [model.tok_emb, model.pos_emb]),
     ("前面的 Transformer 块", model.trf_blocks[:-1]),
@@ -339,7 +340,7 @@ with_padding, without_padding = spam_minus_ham(padded), spam_minus_ham(encoded)
 last = sum(row[-1] == 50256 for row in padded)
 print(f"\n{path.name} 的头 {len(messages)} 条；填充到 {longest}，有 {last} 条的最后一个位置是 50256")
 for name, gap in [("填充过", with_padding), ("没有填充", without_padding)]:
-    print(f"  {name:　<4}　答 spam {int((gap > 0).sum()):>3} 条　两个分数之差：平均 {gap.mean():6.3f}，各条之间的标准差 {gap.std():.3f}")
+    print(f"  {name:　<4}　答 spam {int((gap > 0).sum()):>3} 条　分数之差：平均 {gap.mean():6.3f}，各条之间的标准差 {gap.std():.3f}")
 ratio = with_padding.std() / without_padding.std()
 print(f"填充之后，各条之间的差别只剩 {ratio:.0%}")
 # 差别小了，100 条就很容易全落在 0 的同一边：没微调过的分类器，在填充过的短信上常常只会答同一类。
@@ -365,7 +366,8 @@ confirm(claim, num_trainable == block + 2 * d + 2 * d + 2, "解冻了别的层�
 confirm(f"4 个词元，每个位置 2 个分数：{tuple(outputs.shape)}", outputs.shape == (1, 4, 2), "输出层没有换上")
 nn.functional.cross_entropy(model(inputs)[:, -1, :], torch.tensor([0])).backward()
 reached = {name for name, param in model.named_parameters() if param.grad is not None}
-wanted = {name for name, _ in model.named_parameters() if name.startswith((f"trf_blocks.{config['n_layers'] - 1}.", "final_norm.", "out_head."))}
+last_block = f"trf_blocks.{config['n_layers'] - 1}."
+wanted = {name for name, _ in model.named_parameters() if name.startswith((last_block, "final_norm.", "out_head."))}
 confirm("反向传播之后，有梯度的正好是最后一块、最后的归一化和输出层", reached == wanted, "冻结写在了换输出层之后，或解冻了别的层")
 confirm("改最后一个词，前三个位置的输出一点没变", difference[2, :3].max() < 1e-6 < difference[2, 3], "因果掩码没有生效")
 confirm("改第一个词，每个位置都变了", bool(difference[1].min() > 0), "残差连接断了")

@@ -302,7 +302,8 @@ inputs = torch.tensor(tokenizer.encode("Do you have time"), device=DEVICE).unsqu
 with torch.no_grad():
     logits = model(inputs)[:, -1, :]  # (1, 2)　只取最后一个位置，理由见 6.5 节
 probas = torch.softmax(logits, dim=-1)  # (1, 2)
-print(f"分数 {[round(x, 4) for x in logits[0].tolist()]} → 概率 {[round(x, 4) for x in probas[0].tolist()]} → 类别 {probas.argmax().item()}")
+rounded = [[round(value, 4) for value in row[0].tolist()] for row in (logits, probas)]
+print(f"分数 {rounded[0]} → 概率 {rounded[1]} → 类别 {probas.argmax().item()}")
 # softmax 不改变谁大谁小，只要类别的话，直接对分数取 argmax 就行。
 
 
@@ -343,7 +344,8 @@ torch.manual_seed(123)  # 同样的种子，看到同样的 10 批
 always, answered = [], []
 for loader in loaders:
     batches = list(islice(loader, 10))
-    always.append(torch.cat([target_batch for _, target_batch in batches]).float().mean().item())  # spam 是 1，平均就是 spam 的比例
+    labels = torch.cat([target_batch for _, target_batch in batches])  # (n,)
+    always.append(labels.float().mean().item())  # spam 是 1，平均就是 spam 的比例
     with torch.no_grad():
         answers = torch.cat([model(input_batch.to(DEVICE))[:, -1, :].argmax(dim=-1) for input_batch, _ in batches])  # (n,)
     answered.append(answers.float().mean().item())
@@ -447,10 +449,13 @@ if path.stat().st_size == 477_907:  # 大小与原书的那份相同，才核对
     book = np.allclose(always, [0.4625, 0.45, 0.4875], atol=1e-4)
     confirm("一律答 spam，正是书上的 46.25% / 45.00% / 48.75%", book, "抽到的不是同样的 10 批")
     if WEIGHTS == "gpt2-124M.pth":
-        confirm("准确率与书上相同：46.25% / 45.00% / 48.75%", np.allclose(accuracy, always), "新输出层的种子不是 123，或权重装错了")
-        confirm("损失与书上相同：2.453 / 2.583 / 2.322", np.allclose(loss, [2.453, 2.583, 2.322], atol=2e-3), "损失之前多用了随机数")
+        same = np.allclose(accuracy, always)
+        confirm("准确率与书上相同：46.25% / 45.00% / 48.75%", same, "新输出层的种子不是 123，或权重装错了")
+        same = np.allclose(loss, [2.453, 2.583, 2.322], atol=2e-3)
+        confirm("损失与书上相同：2.453 / 2.583 / 2.322", same, "损失之前多用了随机数")
 
 # %% 动手改
-# 1. 把 HEAD_SEED 换成 1、2、3：没微调过的模型，还总是答 spam 吗？微调前的准确率在什么范围里晃？
-# 2. 把 calc_accuracy_loader 的 [:, -1, :] 换成 [:, 3, :]，用第 4 个词元作答（多半不是填充）：答 spam 的不再是全部，准确率呢？
+# 1. 把 HEAD_SEED 换成 1、2、3：没微调过的模型，有时一律答 spam，有时一律答 ham；有混着答的吗？
+# 2. 把 calc_accuracy_loader 的 [:, -1, :] 换成 [:, 3, :]，用第 4 个词元作答（多半不是填充）：
+#    准确率还等于一律答 spam 的得分吗？（第二条自查会变成 ✗）
 # 3. 把画图那一格的 torch.ones 改成 torch.zeros（答案换成"正常"）：曲线会左右翻转。（最后一条自查会变成 ✗）

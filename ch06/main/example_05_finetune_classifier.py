@@ -8,7 +8,7 @@
 运行：
     python ch06/main/example_05_finetune_classifier.py        # 图片和分类器写到 ch06/outputs/
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
-    约 60 秒，0.8 GB（2 核 CPU）
+    约 60 秒，0.6 GB（2 核 CPU）
 
 形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 样本数
 """
@@ -452,6 +452,7 @@ epochs = torch.arange(1, NUM_EPOCHS + 1)
 plot_values(epochs, epochs * len(train_loader) * BATCH_SIZE, train_accs, val_accs, label="accuracy")
 print(f"图片　{OUTPUTS / 'loss-plot.png'}、accuracy-plot.png")
 # 两条线一起往下走，是在学；训练损失还在降、验证损失掉头往上，就是过拟合，该停了。这次的两条线，走到哪里了？
+# 训练损失跳得厉害些：每次只看 5 批，训练集又每次重新打乱，看到的不是同样的 40 条；验证集不打乱，每次都是同样的。
 
 # %% 全部数据上的准确率，与"一律答一类"比
 accuracy = [calc_accuracy_loader(loader, model, DEVICE) for loader in (train_loader, val_loader, test_loader)]
@@ -480,12 +481,15 @@ def confirm(claim, ok, hint):
 # endregion
 
 print("\n这个数字对吗？")
-confirm("冻结的层一个数也没变（看第一块的 W_query）", torch.equal(frozen, model.trf_blocks[0].att.W_query.weight), "忘了 requires_grad = False")
+same = torch.equal(frozen, model.trf_blocks[0].att.W_query.weight)
+confirm("冻结的层一个数也没变（看第一块的 W_query）", same, "忘了 requires_grad = False")
 seen = NUM_EPOCHS * len(train_loader) * BATCH_SIZE
 confirm(f"看过 {NUM_EPOCHS} 轮 × {len(train_loader)} 批 × {BATCH_SIZE} 条 = {seen:,} 条", examples_seen == seen, "drop_last 没有开")
-confirm(f"训练损失降了：{train_losses[0]:.3f} → {train_losses[-1]:.3f}", train_losses[-1] < train_losses[0], "学习率太大，或忘了 optimizer.step()")
+first, final = train_losses[0], train_losses[-1]
+confirm(f"训练损失降了：{first:.3f} → {final:.3f}", final < first, "学习率太大，或忘了 optimizer.step()")
 again = torch.load(classifier, weights_only=True)["model"]
-confirm("存下的权重，读回来一个数也不差", all(torch.equal(again[name], value.cpu()) for name, value in model.state_dict().items()), "存早了，是训练之前的")
+same = all(torch.equal(again[name], value.cpu()) for name, value in model.state_dict().items())
+confirm("存下的权重，读回来一个数也不差", same, "存早了，是训练之前的")
 
 # %% 动手改
 # 1. 把 LEARNING_RATE 改成 3e-4：mini 的测试准确率高了多少？再改成 3e-2 呢？

@@ -190,7 +190,8 @@ OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1
 
 # %% 接着 6.7 节：读回微调好的分类器
 if not (OUTPUTS / CLASSIFIER).exists():
-    print(f"找不到 {OUTPUTS / CLASSIFIER}，请先运行 python ch06/main/example_05_finetune_classifier.py（约 1 分钟）", file=sys.stderr)
+    command = "python ch06/main/example_05_finetune_classifier.py（约 1 分钟）"
+    print(f"找不到 {OUTPUTS / CLASSIFIER}，请先运行 {command}", file=sys.stderr)
     sys.exit(2)
 saved = torch.load(OUTPUTS / CLASSIFIER, map_location="cpu", weights_only=True)
 model = GPTModel(saved["config"])
@@ -290,9 +291,10 @@ wanted = [saved["max_length"], 10, n_ctx]
 confirm(f"填充到 {wanted[0]}；不填充就是 10 个；再长也不超过上下文长度 {n_ctx}", lengths == wanted, "上下文长度取成了 shape[1]")
 share = sum(row["Label"] == "1" for row in rows) / len(rows)
 baseline = max(share, 1 - share)
-confirm(f"测试准确率 {padded[0]:.2%}，高过一律答一类的 {baseline:.2%}", padded[0] > baseline, "test.csv 与训练它的不是同一份数据，或没有微调好")
+claim = f"测试准确率 {padded[0]:.2%}，高过一律答一类的 {baseline:.2%}"
+confirm(claim, padded[0] > baseline, "test.csv 与训练它的不是同一份数据，或没有微调好")
 
 # %% 动手改
 # 1. 在 REVIEWS 里写几条自己的短信：换说法、换语言、只写一个词。它在哪里最容易错？
 # 2. 把 shape[0] 改成 shape[1]：第二条自查会变成 ✗。对 mini（256 × 192），多长的短信会被多截掉？
-# 3. 把 input_ids += … 改成填充在前面：input_ids = [pad_token_id] * (max_length - len(input_ids)) + input_ids，测试准确率掉到多少？
+# 3. 把 ② 的填充挪到前面：input_ids = [pad_token_id] * (max_length - len(input_ids)) + input_ids，测试准确率掉到多少？

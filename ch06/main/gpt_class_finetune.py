@@ -9,7 +9,7 @@
     python ch06/main/gpt_class_finetune.py                     # 微调第 5 章训练的 mini，分类器和图片写到 ch06/outputs/
     python ch06/main/gpt_class_finetune.py --size 124M         # 书上的那次；先运行 python ch05/main/gpt_download.py
     python ch06/main/gpt_class_finetune.py --classify "You have won a new phone. Call 08081 570211"    # 用微调好的判断一条
-    mini 约 60 秒，0.8 GB（2 核 CPU）；124M 约 1.8 GB，书上在 M3 笔记本的 CPU 上用了 5.3 分钟
+    mini 约 60 秒，0.6 GB（2 核 CPU）；124M 约 1.8 GB，书上在 M3 笔记本的 CPU 上用了 5.3 分钟
 
 形状记号（全书统一）：
     b 批大小　　t 序列长度（词元数）　　d 嵌入维度　　h 头数　　k 每个头的维度（k = d / h）　　V 词表大小　　n 样本数
@@ -632,11 +632,19 @@ def finetune(args, classifier):
         args (argparse.Namespace): 命令行参数，见 main
         classifier (Path): 分类器存到哪里
     """
-    # 6.4–6.5　预训练的权重，换成分类头
     device, tokenizer = pick_device(args.device), tiktoken.get_encoding("gpt2")
     weights = find_data(WEIGHTS[args.size])
     ckpt = torch.load(weights, map_location="cpu", weights_only=True)
     config = ckpt["config"] | {"drop_rate": 0.0}  # 与书上相同：只微调几轮，不用 dropout
+
+    # 6.2–6.3　数据
+    data_path = args.data or find_data("SMSSpamCollection.tsv", "messages.tsv")
+    loaders, max_length = make_loaders(data_path, tokenizer, config["context_length"], quick=args.quick)
+    train_loader, val_loader, test_loader = loaders
+    print(f"数据　{data_path}　每批 ({BATCH_SIZE}, {max_length})　(b, t)")
+    print("批　　训练 {}　验证 {}　测试 {}".format(*map(len, loaders)))
+
+    # 6.4–6.5　预训练的权重，换成分类头
     model = GPTModel(config)
     model.load_state_dict(ckpt["model"])
     torch.manual_seed(123)  # 新的输出层是随机的
@@ -644,12 +652,6 @@ def finetune(args, classifier):
     model.to(device)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"权重　{weights}　{sum(p.numel() for p in model.parameters()):,} 个参数，训练其中的 {num_trainable:,} 个，用 {device}")
-
-    # 6.2–6.3　数据
-    data_path = args.data or find_data("SMSSpamCollection.tsv", "messages.tsv")
-    loaders, max_length = make_loaders(data_path, tokenizer, config["context_length"], quick=args.quick)
-    train_loader, val_loader, test_loader = loaders
-    print(f"数据　{data_path}　训练 {len(train_loader)} 批，验证 {len(val_loader)}，测试 {len(test_loader)}，每批 ({BATCH_SIZE}, {max_length})")
 
     # 6.6　微调前的准确率和损失，各看几批
     torch.manual_seed(123)
@@ -676,7 +678,9 @@ def finetune(args, classifier):
     spam_share = torch.cat([labels for _, labels in test_loader]).float().mean().item()
     print("\n微调后的准确率　训练 {:.2%}　验证 {:.2%}　测试 {:.2%}（全部）".format(*accuracy))
     print(f"测试集上，一律答一类的准确率 {max(spam_share, 1 - spam_share):.2%}；书上的 124M、原书的数据，是 95.67%")
-    if args.size == "mini":
+    if args.quick:
+        print("（--quick 只练了几步，准确率没有意义）")
+    elif args.size == "mini":
         print("mini 只读过一篇小说，前面的块又冻结着，能学的不多；全部参数都训练会怎样，见练习 6.2")
 
     # 6.8　存下来，再判断两条没见过的短信
@@ -689,11 +693,13 @@ def finetune(args, classifier):
 
     d = config["emb_dim"]
     expected = 12 * d * d + (10 + 3 * config["qkv_bias"]) * d + 2 * d + 2 * d + 2
-    confirm(f"最后一块 + 最后的归一化 + 输出层 = {expected:,} 个参数参加训练", num_trainable == expected, "忘了冻结，或解冻了别的层")
+    claim = f"最后一块 + 最后的归一化 + 输出层 = {expected:,} 个参数参加训练"
+    confirm(claim, num_trainable == expected, "忘了冻结，或解冻了别的层")
     frozen = torch.equal(ckpt["model"]["pos_emb.weight"], model.pos_emb.weight.cpu())
     confirm("冻结的层一个数也没变（看位置嵌入）", frozen, "忘了 requires_grad = False")
     seen = num_epochs * len(train_loader) * BATCH_SIZE
-    confirm(f"看过 {num_epochs} 轮 × {len(train_loader)} 批 × {BATCH_SIZE} 条 = {seen:,} 条", examples_seen == seen, "drop_last 没有开")
+    claim = f"看过 {num_epochs} 轮 × {len(train_loader)} 批 × {BATCH_SIZE} 条 = {seen:,} 条"
+    confirm(claim, examples_seen == seen, "drop_last 没有开")
     if args.size == "124M" and not args.quick and data_path.stat().st_size == 477_907:  # 大小与原书的那份数据相同
         got = [*accuracy_before, *loss_before, train_losses[-1], val_losses[-1], *accuracy]
         book = [0.4625, 0.45, 0.4875, 2.453, 2.583, 2.322, 0.083, 0.074, 0.9721, 0.9732, 0.9567]  # 各种 CPU 和 MPS 上都一样

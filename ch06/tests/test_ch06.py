@@ -10,6 +10,7 @@ import importlib.util
 import os
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -548,56 +549,76 @@ def test_files_are_never_executed(tmp_path, command_line):
 # ---- 每个脚本各跑一遍 ----
 
 
+@pytest.fixture
+def walk(monkeypatch, capsys, tmp_path):
+    """walk(脚本) → 退出码、stdout、stderr：在另一个文件夹里把逐步讲解从头跑到尾，就像在终端里那样。"""
+    monkeypatch.delenv("LLM_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def call(script):
+        monkeypatch.setattr(sys, "argv", [str(script)])
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.mark.parametrize("script", WALKTHROUGHS)
-def test_walkthrough_runs(script, project, tmp_path):
-    """从头到尾：退出码 0，没有 ✗，不写别的地方。"""
+def test_walkthrough_runs(script, project, walk, tmp_path):
+    """退出码 0，没有 ✗，不写别的地方。"""
     if "example_06" in script and not (project / "ch06" / "outputs" / "review_classifier_mini.pth").is_file():
-        done = run(project / "ch06" / "main" / "example_05_finetune_classifier.py", cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-    result = run(project / "ch06" / script, cwd=tmp_path)
-    wrong = [line for line in result.stdout.splitlines() if "✗" in line]
+        assert walk(project / "ch06" / "main" / "example_05_finetune_classifier.py")[0] == 0
+    code, out, err = walk(project / "ch06" / script)
+    wrong = [line for line in out.splitlines() if "✗" in line]
     if "example_06" in script:  # 随机的小模型学不会，只有说准确率的那条可以不对
         wrong = [line for line in wrong if "高过一律答一类" not in line]
-    assert result.returncode == 0 and not wrong and "✓" in result.stdout, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr and list(tmp_path.iterdir()) == []
+    assert code == 0 and not wrong and "✓" in out and list(tmp_path.iterdir()) == [], out + err
     if "example_04" in script:  # 6-09：书上微调前的准确率，就是那 10 批里 spam 的比例；自带的数据条数相同，标签的次序也就相同
-        assert "一律答 spam 的准确率　训练 46.25%　验证 45.00%　测试 48.75%" in result.stdout
+        assert "一律答 spam 的准确率　训练 46.25%　验证 45.00%　测试 48.75%" in out
 
 
 @pytest.mark.parametrize("script", PROGRAMS)
-def test_program_runs(script, project, small_data, tmp_path):
+def test_program_runs(script, project, tmp_path, command_line):
     result = run(project / "ch06" / script, "--quick", "--device", "cpu", cwd=tmp_path)
     assert result.returncode == 0 and "✗" not in result.stdout and "✓" in result.stdout, result.stdout + result.stderr
     assert "messages.tsv" in result.stdout and "gpt_mini.pth" in result.stdout and list(tmp_path.iterdir()) == []
-    shown = run(project / "ch06" / script, "--help", cwd=tmp_path)
-    assert shown.returncode == 0 and all(flag in shown.stdout for flag in ("--size", "--data", "--device", "--quick"))
+    module = load(project / "ch06" / script)
+    code, out, _ = command_line(module, "--help")
+    assert code == 0 and all(flag in out for flag in ("--size", "--data", "--device", "--quick"))
     for case in (["--nosuch"], ["--size", "3B"], ["--device", "tpu"], ["--data", tmp_path / "absent.tsv"]):
-        result = run(project / "ch06" / script, *case, cwd=tmp_path)
-        assert result.returncode == 2 and "Traceback" not in result.stderr, case
-    assert f"读不了 {tmp_path / 'absent.tsv'}" in complaint(result.stderr)
+        code, _, err = command_line(module, *case)
+        assert code == 2 and "Traceback" not in err, case
+    assert f"读不了 {tmp_path / 'absent.tsv'}" in complaint(err)
+
+
+@pytest.fixture(scope="module")
+def empty_project(tmp_path_factory):
+    return make_project(tmp_path_factory.mktemp("empty"), mini=False)
 
 
 @pytest.mark.parametrize("script", [script for script in WALKTHROUGHS + PROGRAMS if "example_01" not in script and "example_02" not in script])
-def test_missing_mini(script, tmp_path):
+def test_missing_mini(script, empty_project, walk):
     """没有训练过 mini：一句中文说运行哪条命令，退出码 2；绝不自己训练一个。"""
-    folder = make_project(tmp_path, mini=False)
-    result = run(folder / "ch06" / script, cwd=folder)
+    code, _, err = walk(empty_project / "ch06" / script)
     command = "ch06/main/example_05_finetune_classifier.py" if "example_06" in script else "ch05/main/gpt_train.py"
-    assert result.returncode == 2 and f"请先运行 python {command}" in complaint(result.stderr)
-    assert list((folder / "ch05" / "outputs").iterdir()) == []
+    assert code == 2 and f"请先运行 python {command}" in complaint(err)
+    assert list((empty_project / "ch05" / "outputs").iterdir()) == []
 
 
 @pytest.mark.parametrize("script", WALKTHROUGHS[2:5])
-def test_walkthrough_with_124m(script, project, tmp_path):
+def test_walkthrough_with_124m(script, project, walk):
     """把 WEIGHTS 换成 gpt2-124M.pth：代码走得通；核对书上的数的那几条，随机的小模型当然对不上，别的都是 ✓。"""
     path = project / "ch06" / "main" / f"with_124m_{Path(script).name}"
     source = (CHAPTER / script).read_text(encoding="utf-8")
     assert source.count('WEIGHTS = "gpt_mini.pth"') == 1
     path.write_text(source.replace('WEIGHTS = "gpt_mini.pth"', 'WEIGHTS = "gpt2-124M.pth"').replace("review_classifier_mini", "review_classifier_other"), encoding="utf-8")
-    result = run(path, cwd=tmp_path)
-    path.unlink()
-    wrong = [line for line in result.stdout.splitlines() if "✗" in line]
-    assert result.returncode == 0 and "gpt2-124M.pth" in result.stdout and all("书上" in line for line in wrong), result.stdout + result.stderr
+    code, out, err = walk(path)
+    wrong = [line for line in out.splitlines() if "✗" in line]
+    assert code == 0 and "gpt2-124M.pth" in out and all("书上" in line for line in wrong), out + err
     assert wrong or "example_03" not in script
 
 

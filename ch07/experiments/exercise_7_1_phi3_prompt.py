@@ -52,7 +52,7 @@ def download_and_load_file(file_path, url):
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
         if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条，应有 instruction、input、output 三段文字，里面没有 <|endoftext|>")
+            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
     return data
 
 
@@ -121,8 +121,8 @@ class InstructionDataset(Dataset):
         format_function, title = STYLES[style]  # 改：原来写死是 format_input 和 "\n\n### Response:\n"
         self.encoded_texts = []
         for entry in data:
-            instruction_plus_input = format_function(entry)  # 改
-            response_text = f"{title}{entry['output']}"  # 改
+            instruction_plus_input = format_function(entry)  # 改：换成选中的那种格式
+            response_text = f"{title}{entry['output']}"  # 改：标题也换
             full_text = instruction_plus_input + response_text
             self.encoded_texts.append(tokenizer.encode(full_text))
 

@@ -2,38 +2,39 @@
 
 题目：　书里连提示词也算损失。把提示词（instruction 和 input）对应的目标换成 -100，只算回答的损失，会答得更好吗？
 先想：　提问是人写的，模型用不着会写。可是多学一点英文，总没有坏处？哪个更有道理？
-解法：　custom_collate_fn 多收一个长度，把目标的前面一段换成 -100；先看三条样本，再遮与不遮各微调一次，并排比。
-动手改：把 instruction_length - 1 的 - 1 去掉，三条样本解码出来的开头少了什么？（目标错开了一位。）
+解法：　数据集多记一个提示词的长度，凑批时把目标的前面一段换成 -100；先看三条样本，再遮与不遮各微调一次，并排比。
+　　　　遮住之后，大半位置的 logits 反正不用，不算它们，结果不变，每步却快得多；省下的时间再多练几轮。
+陷阱：　① 目标错开了一位，要遮的是长度 − 1 个；② 不要靠找 "### Response:" 来定位：指令里也可能写着它。
+动手改：把 instruction_length - 1 的 - 1 去掉，三条样本解码出来的开头少了什么？
 
 运行：
     python ch07/experiments/exercise_7_2_mask_instruction.py
-    python ch07/experiments/exercise_7_2_mask_instruction.py --size 355M     # 书上的那次：先 python setup/download.py gpt2-355M instruction-data
-    mini 约 10 分钟，1.5 GB（2 核 CPU）；--quick 约 10 秒；没有 ch05 训练的 mini 时，另加一两分钟先训练它
+    python ch07/experiments/exercise_7_2_mask_instruction.py --quick     # 只用几十条，看看流程
+    约 3 分钟，1.1 GB（2 核 CPU）
+
+形状记号：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 个数　m 回答的词元数
 """
 
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
 import time
-import warnings
+import urllib.request
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import tiktoken
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-WEIGHT_DECAY, EVAL_ITER = 0.1, 5  # 与 exercise_7_1_phi3_prompt.py 相同
+# 改这里：与 example_04_finetune.py 相同。书上是 "gpt2-355M.pth"、"instruction-data.json"、5e-5、2 轮、批大小 8
+WEIGHTS, DATA = "gpt_mini.pth", "instructions.json"
+LEARNING_RATE, NUM_EPOCHS, BATCH_SIZE = 1e-3, 1, 4
+EVAL_FREQ, EVAL_ITER = 50, 5
+MORE_EPOCHS = 3  # 遮住提示词的那一次，再多练几轮
 
 # 书上演示用的三条。
 SAMPLE_DATA = [
@@ -55,9 +56,71 @@ SAMPLE_DATA = [
 ]
 
 
-# region 改写 ch07/main/gpt_instruction_finetuning.py: custom_collate_fn
-def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_length=None, device="cpu", mask_instructions=True):  # 改：多一个开关
-    """把长短不一的几条凑成一批；提示词的目标可以换成 -100。"""
+# region 沿用 ch07/main: download_and_load_file, format_input
+def download_and_load_file(file_path, url):
+    """读指令数据；file_path 不存在，就先从 url 下载。（详解见 ch07/main/example_01_dataset_and_prompt.py）"""
+    if not os.path.exists(file_path):
+        with urllib.request.urlopen(url, timeout=30) as response:
+            text_data = response.read().decode("utf-8")
+        with open(file_path, "w", encoding="utf-8") as file:
+            file.write(text_data)
+    try:
+        with open(file_path, encoding="utf-8") as file:
+            data = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON：{error}") from None
+    if not isinstance(data, list) or not data:
+        raise ValueError(f"{file_path} 里应是一个列表，至少一条")
+    for number, entry in enumerate(data, start=1):
+        texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
+        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
+            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
+    return data
+
+
+def format_input(entry):
+    """一条数据 → Alpaca 格式的提示词，到回答之前为止。（详解见 ch07/main/example_01_dataset_and_prompt.py）"""
+    instruction_text = (
+        f"Below is an instruction that describes a task. "
+        f"Write a response that appropriately completes the request."
+        f"\n\n### Instruction:\n{entry['instruction']}"
+    )
+    input_text = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
+    return instruction_text + input_text
+
+
+# endregion
+
+
+# region 改写 ch07/main: InstructionDataset
+class InstructionDataset(Dataset):
+    """指令数据集，另外记下每条的提示词有多长。（原版详解见 ch07/main/example_02_collate.py）"""
+
+    def __init__(self, data, tokenizer):
+        self.data = data
+        self.instruction_lengths = []  # 改：提示词有几个词元，凑批时要知道遮到哪里
+        self.encoded_texts = []
+        for entry in data:
+            instruction_plus_input = format_input(entry)
+            response_text = f"\n\n### Response:\n{entry['output']}"
+            full_text = instruction_plus_input + response_text
+            self.encoded_texts.append(tokenizer.encode(full_text))
+            # 改：量长度，而不是到编号里去找标题：指令里若写着 "### Response:"，找到的是假的
+            self.instruction_lengths.append(len(tokenizer.encode(instruction_plus_input)))
+
+    def __getitem__(self, index):
+        return self.instruction_lengths[index], self.encoded_texts[index]  # 改：两样一起交出去
+
+    def __len__(self):
+        return len(self.data)
+
+
+# endregion
+
+
+# region 改写 ch07/main: custom_collate_fn
+def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_length=None, device="cpu", mask_instruction=True):  # 改：多一个开关
+    """把长短不一的几条凑成一批；提示词的目标可以换成 -100。（原版详解见 ch07/main/example_02_collate.py）"""
     batch_max_length = max(len(item) + 1 for _, item in batch)  # 改：每条是（提示词的长度，词元编号）
     inputs_lst, targets_lst = [], []
     for instruction_length, item in batch:  # 改：拆开两样
@@ -66,12 +129,13 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
         padded = new_item + [pad_token_id] * (batch_max_length - len(new_item))
         inputs = torch.tensor(padded[:-1])  # (t,)
         targets = torch.tensor(padded[1:])  # (t,)
-        indices = torch.nonzero(targets == pad_token_id).squeeze()  # (n,) 或 ()　只有一个时没有维度
+        mask = targets == pad_token_id
+        indices = torch.nonzero(mask).squeeze()  # (n,) 或 ()
         if indices.numel() > 1:
             targets[indices[1:]] = ignore_index
-        if mask_instructions:  # 改：不遮时，与书里正文的做法完全相同
+        if mask_instruction:  # 改：不遮时，与书里正文的做法完全相同
             # 改：目标比输入早一位，第 0 个目标是提示词的第 1 个词元，所以属于提示词的目标只有 instruction_length − 1 个。
-            targets[: instruction_length - 1] = ignore_index  # 改：少遮一个会学到提示词的最后一个词元，多遮一个会丢掉回答的第一个
+            targets[: instruction_length - 1] = ignore_index  # 改：少遮一个会学到提示词的结尾，多遮一个会丢掉标题的开头
         if allowed_max_length is not None:
             inputs = inputs[:allowed_max_length]
             targets = targets[:allowed_max_length]
@@ -121,7 +185,7 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel, generate_text_simple
 class LayerNorm(nn.Module):
     """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
@@ -216,226 +280,44 @@ class GPTModel(nn.Module):
         return self.out_head(x)  # (b, t, V)
 
 
-# endregion
-
-
-# region 沿用 ch05/main/gpt_generate.py: MODEL_CONFIGS, BASE_CONFIG, SIZES, assign, load_weights_into_gpt, memory_needed, check_memory, read_weights, load_model
-MODEL_CONFIGS = {
-    "gpt2-small (124M)": {"emb_dim": 768, "n_layers": 12, "n_heads": 12},
-    "gpt2-medium (355M)": {"emb_dim": 1024, "n_layers": 24, "n_heads": 16},
-    "gpt2-large (774M)": {"emb_dim": 1280, "n_layers": 36, "n_heads": 20},
-    "gpt2-xl (1558M)": {"emb_dim": 1600, "n_layers": 48, "n_heads": 25},
-}
-
-
-BASE_CONFIG = {"vocab_size": 50257, "context_length": 1024, "drop_rate": 0.0, "qkv_bias": True}
-
-
-SIZES = {"mini": {"emb_dim": 192, "n_layers": 4, "n_heads": 6}} | {name.split("(")[1][:-1]: sizes for name, sizes in MODEL_CONFIGS.items()}
-
-
-def assign(left, right):
-    """把一个数组变成模型的参数；形状不同就报错。（详解见 ch05/main/gpt_generate.py）"""
-    if left is None:
-        raise ValueError("模型里没有这个偏置：OpenAI 的权重带 Q、K、V 的偏置，建模型时要 qkv_bias=True")
-    if left.shape != right.shape:
-        raise ValueError(f"形状不同：模型里是 {tuple(left.shape)}，权重是 {tuple(right.shape)}，多半是模型的配置与权重不是一种规模")
-    return nn.Parameter(torch.tensor(right, dtype=left.dtype, device=left.device))
-
-
-def load_weights_into_gpt(gpt, params):
-    """把 OpenAI 的权重装进我们的 GPTModel：同样的零件，两边起的名字和摆法不同，逐个对上。（详解见 ch05/main/gpt_generate.py）"""
-    if len(gpt.trf_blocks) != len(params["blocks"]):
-        raise ValueError(f"模型有 {len(gpt.trf_blocks)} 块，权重有 {len(params['blocks'])} 块，不是一种规模")
-    gpt.tok_emb.weight = assign(gpt.tok_emb.weight, params["wte"])  # (V, d)
-    gpt.pos_emb.weight = assign(gpt.pos_emb.weight, params["wpe"])  # (n_ctx, d)
-    for block, block_params in zip(gpt.trf_blocks, params["blocks"]):
-        attn, mlp = block_params["attn"], block_params["mlp"]
-        weights = np.split(attn["c_attn"]["w"], 3, axis=-1)
-        biases = np.split(attn["c_attn"]["b"], 3, axis=-1)
-        for linear, w, b in zip((block.att.W_query, block.att.W_key, block.att.W_value), weights, biases):
-            linear.weight = assign(linear.weight, w.T)  # (d, d)
-            linear.bias = assign(linear.bias, b)  # (d,)
-        for linear, part in [(block.att.out_proj, attn["c_proj"]), (block.ff.layers[0], mlp["c_fc"]), (block.ff.layers[2], mlp["c_proj"])]:
-            linear.weight = assign(linear.weight, part["w"].T)
-            linear.bias = assign(linear.bias, part["b"])
-        for norm, part in [(block.norm1, block_params["ln_1"]), (block.norm2, block_params["ln_2"])]:
-            norm.scale = assign(norm.scale, part["g"])  # (d,)
-            norm.shift = assign(norm.shift, part["b"])  # (d,)
-    gpt.final_norm.scale = assign(gpt.final_norm.scale, params["g"])  # (d,)
-    gpt.final_norm.shift = assign(gpt.final_norm.shift, params["b"])  # (d,)
-    gpt.out_head.weight = assign(gpt.out_head.weight, params["wte"])  # (V, d)
-
-
-def memory_needed(config):
-    """估计模型占多少内存：不建模型，用公式数出参数，每个 4 字节。（详解见 ch05/main/gpt_generate.py）"""
-    d, n_layers, n_ctx = config["emb_dim"], config["n_layers"], config["context_length"]
-    parameters = (2 * config["vocab_size"] + n_ctx) * d + n_layers * (12 * d * d + 13 * d) + 2 * d
-    masks = n_layers * n_ctx * n_ctx
-    return (4 * parameters + masks) / 2**30
-
-
-def check_memory(config):
-    """建模型之前，看看这台机器装不装得下；不看的话，建到一半会被系统杀掉，什么提示也没有。（详解见 ch05/main/gpt_generate.py）"""
-    memory, need = total_memory(), memory_needed(config) + 0.5
-    if memory is not None and need > memory:
-        fit = [f"--size {size}" for size, sizes in SIZES.items() if memory_needed(BASE_CONFIG | sizes) + 0.5 <= memory]
-        raise ValueError(f"这个模型约要 {need:.1f} GB 内存，这台机器只有 {memory:.1f} GB；装得下的有：{'、'.join(fit) or '没有'}")
-
-
-def read_weights(path):
-    """读一个权重文件，先不管它是哪一种。（详解见 ch05/main/gpt_generate.py）"""
-    if not path.is_file():
-        raise ValueError(f"找不到 {path}；要用自己训练的模型，请先运行 python ch05/main/gpt_train.py")
-    try:
-        with open(path, "rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"
-        if is_safetensors:
-            content = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-        saved, state = content.get("config"), content.get("model", content.get("model_state_dict", content))
-        masks = ("att.mask", "attn.bias", "attn.masked_bias")
-        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items() if not name.endswith(masks)}
-        usable = bool(state) and all(tensor.is_floating_point() for tensor in state.values())
-    except Exception:
-        usable = False
-    if not usable:
-        raise ValueError(f"{path} 读不出来：文件已损坏，或者不是 GPT 的检查点、权重")
-    return saved, state
-
-
-def load_model(path, size=None):
-    """认出文件是哪一种，建好模型，装上权重。（详解见 ch05/main/gpt_generate.py）"""
-    path = Path(path)
-    saved, state = read_weights(path)
-    openai = saved is None and "wte.weight" in state
-    kind = "OpenAI 格式的权重" if openai else "状态字典" if saved is None else "检查点"
-    tok, pos, norm = ("wte.weight", "wpe.weight", "ln_1.weight") if openai else ("tok_emb.weight", "pos_emb.weight", "norm1.scale")
-    layers = sum(name.endswith(norm) for name in state)
-    if not {tok, pos} <= state.keys() or state[tok].dim() != 2 or state[pos].dim() != 2 or layers == 0:
-        raise ValueError(f"{path} 不是 GPT 的权重（第一项叫 {min(state)}）")
-    (vocab_size, width), n_ctx = state[tok].shape, state[pos].shape[0]
-    found = next((name for name, sizes in SIZES.items() if (sizes["emb_dim"], sizes["n_layers"]) == (width, layers)), None)
-    if size and found != size:
-        raise ValueError(f"{path} 是 {found or '别的规模'}（{layers} 层、{width} 维），不是 {size}；去掉 --size，或换一个文件")
-    if saved is None:
-        if found is None or openai and found == "mini":
-            raise ValueError(f"{path} 是 {layers} 层、{width} 维，不是 GPT-2 的四种规模之一，不知道有几个头")
-        saved = SIZES[found]
-    config = BASE_CONFIG | {"vocab_size": vocab_size, "context_length": n_ctx, "emb_dim": width, "n_layers": layers}
-    config["qkv_bias"] = openai or "trf_blocks.0.att.W_query.bias" in state
-    try:
-        config["n_heads"] = int(saved["n_heads"])
-        agreed = vocab_size == 50257 and config["n_heads"] > 0 and all(saved[key] == config[key] for key in saved.keys() & config.keys() - {"drop_rate"})
-    except Exception:
-        agreed = False
-    if not agreed:
-        raise ValueError(f"{path} 里写的配置与权重对不上，或词表不是 GPT-2 的（{vocab_size} 个词元）")
-    check_memory(config)
-    model = GPTModel(config)
-    if openai:
-        load_weights_into_gpt(model, load_gpt2_params_from_safetensors(path, GPT2_SETTINGS[found]))
-        return model, config, kind
-    try:
-        model.load_state_dict(state | dict(model.named_buffers()))
-    except RuntimeError:
-        raise ValueError(f"{path} 里的权重与 {layers} 层、{width} 维的 GPTModel 对不上：名字或形状不同") from None
-    return model, config, kind
+def generate_text_simple(model, idx, max_new_tokens, context_size):
+    """贪心解码（greedy decoding）：每次都选分数最高的那个词元，接到后面，再问一次。（详解见 ch04/main/example_07_generate_text.py）"""
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -context_size:]  # (b, t)
+        with torch.no_grad():
+            logits = model(idx_cond)  # (b, t, V)
+        logits = logits[:, -1, :]  # (b, V)
+        idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
+        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
+    return idx
 
 
 # endregion
 
 
-# region 沿用 ch05/main/gpt_download.py: GPT2_SETTINGS, find_gpt2_file, gpt2_shapes, load_gpt2_params_from_safetensors
-GPT2_SETTINGS = {
-    "124M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12},
-    "355M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24},
-    "774M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1280, "n_head": 20, "n_layer": 36},
-    "1558M": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48},
-}
+# region 沿用 ch05/main: text_to_token_ids, token_ids_to_text, calc_loss_loader, evaluate_model, generate_and_print_sample, train_model_simple
+def text_to_token_ids(text, tokenizer):
+    """文本 → 模型的输入，(1, t) 的词元编号。（详解见 ch05/main/example_01_loss.py）"""
+    encoded = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    return torch.tensor(encoded).unsqueeze(0)  # (1, t)
 
 
-def find_gpt2_file(model_size, models_dir=None):
-    """找一种规模的权重文件 gpt2-规模.safetensors。（详解见 ch05/main/gpt_download.py）"""
-    if model_size not in GPT2_SETTINGS:
-        raise ValueError(f"没有 {model_size} 这种规模，可选：{'、'.join(GPT2_SETTINGS)}")
-    name = f"gpt2-{model_size}.safetensors"
-    if models_dir and (Path(models_dir) / name).is_file():
-        return Path(models_dir) / name
-    try:
-        return find_data(name)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"找不到 {name}，请先下载：python setup/download.py gpt2-{model_size}") from None
+def token_ids_to_text(token_ids, tokenizer):
+    """模型的输出 → 文本。（详解见 ch05/main/example_01_loss.py）"""
+    return tokenizer.decode(token_ids.squeeze(0).tolist())
 
 
-def gpt2_shapes(settings):
-    """列出 GPT-2 的权重文件里应有的每一项：名字和形状。（详解见 ch05/main/gpt_download.py）"""
-    d = settings["n_embd"]
-    block = {
-        "ln_1.weight": (d,), "ln_1.bias": (d,),
-        "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
-        "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,),
-        "ln_2.weight": (d,), "ln_2.bias": (d,),
-        "mlp.c_fc.weight": (d, 4 * d), "mlp.c_fc.bias": (4 * d,),
-        "mlp.c_proj.weight": (4 * d, d), "mlp.c_proj.bias": (d,),
-    }
-    shapes = {"wte.weight": (settings["n_vocab"], d), "wpe.weight": (settings["n_ctx"], d)}
-    for layer in range(settings["n_layer"]):
-        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
-
-
-def load_gpt2_params_from_safetensors(path, settings):
-    """把一个 safetensors 文件里的权重，整理成原书的 params：按层、按部件一级一级地放。（详解见 ch05/main/gpt_download.py）"""
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError):
-        raise ValueError(f"{path} 读不出来：不是 safetensors 文件，或没有下载完整（核对：python setup/download.py --verify）") from None
-    with file:
-        stored = {name.removeprefix("transformer."): name for name in file.keys()}
-        names = [name for name in stored if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight", name)]
-        wanted, found = gpt2_shapes(settings), {name: tuple(file.get_slice(stored[name]).get_shape()) for name in names}
-        for size, other in GPT2_SETTINGS.items():
-            if found != wanted and found == gpt2_shapes(other):
-                raise ValueError(f"{path} 是 {size} 的权重，要的却是 {settings['n_layer']} 层、{settings['n_embd']} 维的")
-        wrong = [f"少了 {name}" for name in wanted if name not in found] + [f"多出 {name}" for name in found if name not in wanted]
-        wrong += [f"{name} 的形状是 {found[name]}，应是 {wanted[name]}" for name in wanted if found.get(name, wanted[name]) != wanted[name]]
-        if wrong:
-            raise ValueError(f"{path} 不是 {settings['n_layer']} 层、{settings['n_embd']} 维的 GPT-2，有 {len(wrong)} 处对不上：{wrong[0]}")
-        params = {"blocks": [{} for _ in range(settings["n_layer"])]}
-        outside = {"wte.weight": "wte", "wpe.weight": "wpe", "ln_f.weight": "g", "ln_f.bias": "b"}
-        for name in wanted:
-            tensor = file.get_tensor(stored[name])
-            if not tensor.is_floating_point():
-                raise ValueError(f"{path} 里 {name} 是整数（{tensor.dtype}），是量化过的权重，这里读不了")
-            inner, key = params, outside.get(name)
-            if key is None:
-                _, layer, *parts, last = name.split(".")
-                inner = params["blocks"][int(layer)]
-                for part in parts:
-                    inner = inner.setdefault(part, {})
-                key = "b" if last == "bias" else "g" if parts[0].startswith("ln") else "w"
-            inner[key] = tensor.float().numpy()
-        if "lm_head.weight" in stored and not file.get_tensor(stored["lm_head.weight"]).float().equal(file.get_tensor(stored["wte.weight"]).float()):
-            raise ValueError(f"{path} 的输出层与词嵌入不是同一个矩阵，原书的 params 里没有放它的地方")
-    return params
-
-
-# endregion
-
-
-# region 沿用 ch05/main/gpt_train.py: calc_loss_loader, evaluate_model
 def calc_loss_loader(data_loader, model, device, num_batches=None):
-    """一个数据集的平均损失。（详解见 ch05/main/gpt_train.py）"""
-    losses = [calc_loss_batch(inputs, targets, model, device).item() for inputs, targets in islice(data_loader, num_batches)]
+    """一个数据集的平均损失。（详解见 ch05/main/example_01_loss.py）"""
+    losses = []
+    for input_batch, target_batch in islice(data_loader, num_batches):
+        loss = calc_loss_batch(input_batch, target_batch, model, device)
+        losses.append(loss.item())
     return sum(losses) / len(losses) if losses else float("nan")
 
 
 def evaluate_model(model, train_loader, val_loader, device, eval_iter):
-    """在训练集和验证集上各看几批，估计损失。（详解见 ch05/main/gpt_train.py）"""
+    """在训练集和验证集上各看几批，估计损失。（详解见 ch05/main/example_02_training_loop.py）"""
     model.eval()
     with torch.no_grad():
         train_loss = calc_loss_loader(train_loader, model, device, num_batches=eval_iter)
@@ -444,286 +326,115 @@ def evaluate_model(model, train_loader, val_loader, device, eval_iter):
     return train_loss, val_loss
 
 
-# endregion
+def generate_and_print_sample(model, tokenizer, device, start_context):
+    """让模型接着提示词写 50 个词元，印成一行：看数字不如看它说的话。（详解见 ch05/main/example_02_training_loop.py）"""
+    model.eval()
+    context_size = model.pos_emb.weight.shape[0]
+    encoded = text_to_token_ids(start_context, tokenizer).to(device)
+    token_ids = generate_text_simple(model, encoded, max_new_tokens=50, context_size=context_size)
+    print("    " + token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
+    model.train()
 
 
-# region 沿用 ch06/main/gpt_class_finetune.py: choose_start
-def choose_start(size, from_file, quick=False):
-    """决定从哪份预训练权重开始微调；mini 还没有训练过，就先训练一个。（详解见 ch06/main/gpt_class_finetune.py）"""
-    if from_file:
-        return Path(from_file)
-    if size is None:
-        try:
-            return find_gpt2_file("124M")
-        except FileNotFoundError:
-            size = "mini"
-    if size != "mini":
-        return find_gpt2_file(size)
-    chapter = Path(globals().get("__file__", "notebook.ipynb")).resolve().parents[2] / "ch05"
-    path = chapter / "outputs" / "gpt_mini.pth"
-    if path.is_file():
-        try:
-            done = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["progress"]["epoch"]
-        except Exception:
-            done = 15
-        if done < 15:
-            print(f"注意　{path.name} 只预训练了 {done} 轮（完整的是 15 轮），结果会差一些；补完它：python ch05/main/gpt_train.py --resume")
-        return path
-    if quick:
-        return None
-    print("还没有预训练过的 mini，先训练一个：python ch05/main/gpt_train.py（约 90 秒，只要这一次）", flush=True)
-    if subprocess.run([sys.executable, str(chapter / "main" / "gpt_train.py")]).returncode != 0:
-        raise OSError("mini 没有训练成，原因见上面；可以先单独运行 python ch05/main/gpt_train.py，或用 --from-file 指定别的权重")
-    return path
-
-
-# endregion
-
-
-# region 沿用 ch07/main/gpt_instruction_finetuning.py: download_and_load_file, format_input, split_data, normalize
-def download_and_load_file(file_path, url, keys=("instruction", "input", "output")):
-    """读指令数据。名字与原书的相同，但它不自己上网：没有文件，就告诉你怎么下载。（详解见 ch07/main/gpt_instruction_finetuning.py）"""
-    if not os.path.isfile(file_path):
-        raise FileNotFoundError(f"找不到 {file_path}，请先下载：python setup/download.py instruction-data（也可以用浏览器打开 {url}）")
-    try:
-        data = json.loads(read_text(file_path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file_path} 不是完整的 JSON：第 {error.lineno} 行第 {error.colno} 列读不懂，多半是少了逗号、引号，或文件没有下载完") from None
-    except RecursionError:
-        raise ValueError(f"{file_path} 里的括号套得太深，不是指令数据") from None
-    if not isinstance(data, list) or not data:
-        raise ValueError(f"{file_path} 里应是一个列表 [{{…}}, {{…}}]，至少一条，现在是{'空的列表' if data == [] else type(data).__name__}")
-    for number, entry in enumerate(data, start=1):
-        if not isinstance(entry, dict):
-            raise ValueError(f"{file_path} 的第 {number} 条应是 {{…}}，现在是 {type(entry).__name__}")
-        for key in keys:
-            if not isinstance(entry.get(key), str):
-                raise ValueError(f"{file_path} 的第 {number} 条" + (f"的 {key} 不是文字" if key in entry else f"少了 {key}"))
-            if "<|endoftext|>" in entry[key]:
-                raise ValueError(f"{file_path} 的第 {number} 条的 {key} 里有 <|endoftext|>，请去掉")
-        if not entry["instruction"].strip():
-            raise ValueError(f"{file_path} 的第 {number} 条的 instruction 是空的")
-    return data
-
-
-def format_input(entry):
-    """一条数据 → Alpaca 格式的提示词，到回答之前为止。（详解见 ch07/main/gpt_instruction_finetuning.py）"""
-    instruction_text = (
-        f"Below is an instruction that describes a task. "
-        f"Write a response that appropriately completes the request."
-        f"\n\n### Instruction:\n{entry['instruction']}"
-    )
-    input_text = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
-    return instruction_text + input_text
-
-
-def split_data(data):
-    """按文件里的次序切成训练、测试、验证三份：85%、10%、5%。不打乱，所以数据在文件里就应当是乱序的。（详解见 ch07/main/gpt_instruction_finetuning.py）"""
-    train_portion = int(len(data) * 0.85)
-    test_portion = int(len(data) * 0.1)
-    train_data = data[:train_portion]
-    test_data = data[train_portion : train_portion + test_portion]
-    val_data = data[train_portion + test_portion :]
-    return train_data, val_data, test_data
-
-
-def normalize(text):
-    """比较之前抹平无关紧要的差别：大小写、标点、空白。（详解见 ch07/main/gpt_instruction_finetuning.py）"""
-    return " ".join(re.sub(r"[^\w\s-]", " ", text.lower()).split())
-
-
-# endregion
-
-
-# region 沿用 ch07/experiments/exercise_7_1_phi3_prompt.py: URL, SETTINGS, logits_at, calc_loss_batch, format_input_phi, STYLES, PromptDataset, collate_batch
-URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/instruction-data.json"
-
-
-SETTINGS = {
-    "default": {"learning_rate": 5e-5, "num_epochs": 2, "mask": False, "warmup": 0, "max_new_tokens": 64},
-    "mini": {"learning_rate": 1.5e-3, "num_epochs": 8, "mask": True, "warmup": 50, "max_new_tokens": 24},
-}
-
-
-def logits_at(model, in_idx, keep):
-    """与 model(in_idx)[keep] 相同，但只对要的位置算输出层。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    x = model.tok_emb(in_idx) + model.pos_emb(torch.arange(in_idx.shape[1], device=in_idx.device))  # (b, t, d)
-    x = model.final_norm(model.trf_blocks(model.drop_emb(x)))  # (b, t, d)
-    return model.out_head(x[keep])  # (n, V)
-
-
-def calc_loss_batch(input_batch, target_batch, model, device):
-    """一批的平均损失，与第 5 章的相同；目标是 -100 的位置反正不算，这里连分数也不算，省下大半时间。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    input_batch, target_batch = input_batch.to(device), target_batch.to(device)
-    keep = target_batch != -100  # (b, t)
-    return nn.functional.cross_entropy(logits_at(model, input_batch, keep), target_batch[keep])
-
-
-def format_input_phi(entry):
-    """一条数据 → Phi-3 格式的提示词，到回答之前为止。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    instruction_text = f"<|user|>\n{entry['instruction']}"
-    input_text = f"\n{entry['input']}" if entry["input"] else ""
-    return instruction_text + input_text
-
-
-STYLES = {"alpaca": (format_input, "\n\n### Response:\n"), "phi3": (format_input_phi, "\n<|assistant|>:\n")}
-
-
-class PromptDataset(Dataset):
-    """InstructionDataset，但可以选提示词的格式，并且记下提示词有多长（遮住提示词时要用）。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-
-    def __init__(self, data, tokenizer, style="alpaca", with_title=False):
-        self.instruction_lengths, self.encoded_texts = [], []
-        format_function, title = STYLES[style]
-        for entry in data:
-            instruction_plus_input = format_function(entry)
-            self.encoded_texts.append(tokenizer.encode(instruction_plus_input + title + entry["output"]))
-            self.instruction_lengths.append(len(tokenizer.encode(instruction_plus_input + title * with_title)))
-
-    def __getitem__(self, index):
-        return self.instruction_lengths[index], self.encoded_texts[index]
-
-    def __len__(self):
-        return len(self.encoded_texts)
-
-
-def collate_batch(batch, mask, device):
-    """凑成一批；要遮的话，把提示词的目标换成 -100（为什么减 1，见练习 7.2）。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    inputs, targets = custom_collate_fn([item for _, item in batch])
-    if mask:
-        for row, (instruction_length, _) in enumerate(batch):
-            targets[row, : instruction_length - 1] = -100
-    return inputs.to(device), targets.to(device)
-
-
-# endregion
-
-
-# region 沿用 ch07/experiments/exercise_7_1_phi3_prompt.py: prepare, answer, finetune, print_table, exercise_parser
-def prepare(args, *names):
-    """备齐几次微调共用的东西：设备、数据、分词器、起点的权重、设置，并印出用了哪一份。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    if args.epochs is not None and args.epochs < 1:
-        raise ValueError(f"--epochs 至少是 1，不能是 {args.epochs}")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed 应在 0 到 2⁶³ − 1 之间，不能是 {args.seed}")
-    device, tokenizer = pick_device(args.device), tiktoken.get_encoding("gpt2")
-    is_mini = args.size == "mini" and not args.from_file
-    path = args.data or find_data(*names, *(["instructions.json"] if is_mini else ["instruction-data.json", "instructions.json"]))
-    data = download_and_load_file(path, URL)
-    start = choose_start(args.size, args.from_file, args.quick)
-    if start:
-        model, config, _ = load_model(start, None if args.from_file else args.size)
-    else:
-        config = BASE_CONFIG | SIZES["mini"] | {"context_length": 256, "qkv_bias": False}
-        torch.manual_seed(args.seed)
-        model = GPTModel(config)
-    lengths = [len(text) for _, text in PromptDataset(data, tokenizer)]
-    fit = [entry for entry, length in zip(data, lengths) if length <= min(config["context_length"], 512)]
-    train_data, val_data, test_data = split_data(fit)
-    if len(train_data) < args.batch_size or not val_data or not test_data:
-        raise ValueError(f"{path} 太少：只有 {len(fit)} 条能用，切开之后凑不出一批（{args.batch_size} 条）训练数据，至少要 20 条")
-    if args.quick:
-        train_data, val_data, test_data = train_data[:40], val_data[:2], test_data[:4]
-    settings = SETTINGS["mini" if config["emb_dim"] < 768 else "default"]
-    left_out = f"，{len(data) - len(fit)} 条太长没有用" if len(fit) < len(data) else ""
-    print(f"数据　{path}（{len(data):,} 条{left_out}；训练 {len(train_data):,}，没见过的题 {len(test_data) + len(val_data):,}）")
-    print(f"权重　{start or '随机的，没有预训练'}（{config['n_layers']} 层，{config['emb_dim']} 维）")
-    epochs = args.epochs or (1 if args.quick else settings["num_epochs"])
-    return SimpleNamespace(
-        device=device, tokenizer=tokenizer, data=data, train_data=train_data, val_data=val_data, held_out=test_data + val_data, config=config,
-        state=model.state_dict(), settings=settings, epochs=epochs, batch_size=args.batch_size, seed=args.seed, quick=args.quick,
-    )
-
-
-def answer(model, common, entry, style="alpaca"):
-    """让模型回答一条：贪心解码，写到结束词元为止。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    format_function, title = STYLES[style]
-    prompt = common.tokenizer.encode(format_function(entry) + title)
-    idx = torch.tensor([prompt], device=common.device)  # (1, t)
-    for _ in range(6 if common.quick else common.settings["max_new_tokens"]):
-        with torch.no_grad():
-            logits = logits_at(model, idx[:, -common.config["context_length"] :], (slice(None), -1))  # (1, V)
-        idx_next = logits.argmax(dim=-1, keepdim=True)  # (1, 1)
-        if idx_next.item() == 50256:
-            break
-        idx = torch.cat((idx, idx_next), dim=1)  # (1, t + 1)
-    return common.tokenizer.decode(idx[0, len(prompt) :].tolist()).strip()
-
-
-def finetune(common, title, style="alpaca", collate=None, with_title=True, train_data=None, steps=None, wrap=None):
-    """从同一份权重、同一个种子开始，微调一次，再考没见过的题。每个练习只改后面几个参数中的一个，结果的差别就只来自它。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    settings, device = common.settings, common.device
-    collate = partial(collate or partial(collate_batch, mask=settings["mask"]), device=device)
-    train_set = PromptDataset(train_data or common.train_data, common.tokenizer, style, with_title)
-    train_loader = DataLoader(train_set, common.batch_size, shuffle=True, drop_last=True, num_workers=0, collate_fn=collate)
-    val_set = PromptDataset(common.val_data, common.tokenizer, style, with_title)
-    val_loader = DataLoader(val_set, common.batch_size, num_workers=0, collate_fn=collate)
-    torch.manual_seed(common.seed)
-    model = GPTModel(common.config)
-    model.load_state_dict(common.state)
-    if wrap:
-        wrap(model)
-    model.to(device)
-    trainable = [param for param in model.parameters() if param.requires_grad]
-    fused = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 4)
-    optimizer = torch.optim.AdamW(trainable, lr=settings["learning_rate"], weight_decay=WEIGHT_DECAY, fused=fused)
-    steps, warmup = steps or common.epochs * len(train_loader), settings["warmup"]
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / warmup) * (1 - step / steps) if warmup else 1)
-    torch.manual_seed(common.seed)
-    initial = evaluate_model(model, train_loader, val_loader, device, EVAL_ITER)
-    torch.manual_seed(common.seed)
-    bar, step = tqdm(total=steps, desc="微调", unit=" 步", mininterval=1, ncols=80), 0
-    began = time.monotonic()
-    while step < steps:
-        for input_batch, target_batch in islice(train_loader, steps - step):
+def train_model_simple(
+    model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, start_context, tokenizer
+):
+    """训练循环：一批批地看数据，每批算损失、求梯度、更新权重。（详解见 ch05/main/example_02_training_loop.py）"""
+    train_losses, val_losses, track_tokens_seen = [], [], []
+    tokens_seen, global_step = 0, -1
+    for epoch in range(num_epochs):
+        model.train()
+        for input_batch, target_batch in train_loader:
             optimizer.zero_grad()
             loss = calc_loss_batch(input_batch, target_batch, model, device)
+            if not loss.isfinite():
+                raise ValueError(f"第 {global_step + 1} 步的损失是 {loss.item()}，训练停下：学习率多半太大了，改小再来")
             loss.backward()
             optimizer.step()
-            scheduler.step()
-            step += 1
-            bar.update()
-    seconds = time.monotonic() - began
-    bar.close()
-    optimizer.zero_grad()
-    final = evaluate_model(model, train_loader, val_loader, device, EVAL_ITER)
-    model.eval()
-    right = sum(normalize(answer(model, common, entry, style)) == normalize(entry["output"]) for entry in common.held_out)
-    return {
-        "title": title, "model": model, "tokens": sum(map(len, train_set.encoded_texts)) / len(train_set), "initial": initial, "final": final,
-        "seconds": seconds, "steps": steps, "batches": len(train_loader), "accuracy": right / len(common.held_out), "count": sum(map(torch.numel, trainable)),
-    }
-
-
-def print_table(results):
-    """并排打印几次微调的结果。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    print(f"\n{'':22}每条词元    步数  每步毫秒      训练前的损失      训练后的损失  没见过的题")
-    for result in results:
-        initial, final = (f"{train:6.3f} /{val:6.3f}" for train, val in (result["initial"], result["final"]))
-        speed = 1000 * result["seconds"] / result["steps"]
-        pad = " " * (22 - sum(2 if ord(char) > 255 else 1 for char in result["title"]))
-        print(f"{result['title']}{pad}{result['tokens']:8.1f}{result['steps']:8}{speed:10.0f}    {initial}    {final}    答对 {result['accuracy']:4.0%}")
-    print("（损失：训练 / 验证，各看 5 批）")
-
-
-def exercise_parser(description):
-    """这一章几个练习共用的命令行参数。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--size", choices=SIZES, default="mini", help="从哪种规模开始（默认：mini，没有就先训练一个；书上是 355M）")
-    parser.add_argument("--from-file", type=Path, help="从这个权重文件开始")
-    parser.add_argument("--data", type=Path, help="指令数据，JSON（默认：mini 用自带的 instructions.json，别的规模用找到的原书数据）")
-    parser.add_argument("--epochs", type=int, help="每次训练几轮（默认：mini 8；其余 2，与原书相同）")
-    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
-    parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123，与原书相同）")
-    parser.add_argument("--quick", action="store_true", help="只用几十条训练 1 轮，看看流程；这时的准确率没有意义")
-    parser.set_defaults(batch_size=8)
-    return parser
+            tokens_seen += input_batch.numel()
+            global_step += 1
+            if global_step % eval_freq == 0:
+                train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
+                train_losses.append(train_loss)
+                val_losses.append(val_loss)
+                track_tokens_seen.append(tokens_seen)
+                print(f"第 {epoch + 1:2} 轮　第 {global_step:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}")
+        generate_and_print_sample(model, tokenizer, device, start_context)
+    return train_losses, val_losses, track_tokens_seen
 
 
 # endregion
 
 
-# region 沿用 setup/find_data.py: find_data, read_text
+# region 改写 ch05/main: calc_loss_batch
+def calc_loss_batch(input_batch, target_batch, model, device):
+    """一批的损失；目标是 -100 的位置，连 logits 也不算。（原版详解见 ch05/main/example_01_loss.py）"""
+    input_batch, target_batch = input_batch.to(device), target_batch.to(device)
+    keep = target_batch != -100  # (b, t)　改：哪些位置算损失
+    # 改：把 GPTModel.forward 拆开写。注意力要看全部位置；输出层却是逐个位置算的，不算损失的位置在它前面就可以扔掉。
+    # 改：输出层有 50257 路，mini 的计算大半在它身上，所以扔掉得越多越快；损失和梯度一点不变。
+    positions = torch.arange(input_batch.shape[1], device=device)  # (t,)　改：同上
+    x = model.drop_emb(model.tok_emb(input_batch) + model.pos_emb(positions))  # (b, t, d)　改：同上
+    x = model.final_norm(model.trf_blocks(x))  # (b, t, d)　改：同上
+    logits = model.out_head(x[keep])  # (n, V)　改：只算留下的 n 个
+    return nn.functional.cross_entropy(logits, target_batch[keep])  # (n, V)，(n,)　改：两边都只剩 n 个
+
+
+# endregion
+
+
+# region 沿用 ch07/experiments/exercise_7_1_phi3_prompt.py: load_model, load_split, finetune, evaluate_answers
+def load_model(device):
+    """读入预训练过的模型；每次微调都从这同一份权重开始。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
+    ckpt = torch.load(find_data(WEIGHTS), map_location="cpu", weights_only=True)
+    model = GPTModel(ckpt["config"] | {"drop_rate": 0.0})
+    model.load_state_dict(ckpt["model"])
+    return model.to(device)
+
+
+def load_split(path, quick):
+    """读数据，切成训练、验证、测试三份。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
+    data = download_and_load_file(path, "")
+    train_portion, test_portion = int(len(data) * 0.85), int(len(data) * 0.1)
+    train_data, test_data = data[:train_portion], data[train_portion : train_portion + test_portion]
+    val_data = data[train_portion + test_portion :]
+    if quick:
+        train_data, val_data, test_data = train_data[:40], val_data[:8], test_data[:8]
+    print(f"数据　{path}　训练 {len(train_data)} 条，没见过的题 {len(test_data + val_data)} 条")
+    return train_data, val_data, test_data + val_data
+
+
+def finetune(model, optimizer, train_set, val_set, collate, num_epochs, start_context, tokenizer, device):
+    """用书上的训练循环微调；每个练习只改其中一样，结果的差别就只来自它。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
+    collate = partial(collate, device=device, allowed_max_length=model.pos_emb.weight.shape[0])
+    torch.manual_seed(123)
+    train_loader = DataLoader(train_set, BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=collate)
+    val_loader = DataLoader(val_set, BATCH_SIZE, shuffle=False, collate_fn=collate)
+    began = time.time()
+    train_model_simple(model, train_loader, val_loader, optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER, start_context, tokenizer)
+    return time.time() - began
+
+
+def evaluate_answers(model, data, tokenizer, device, format_function=format_input, title="\n\n### Response:\n"):
+    """没见过的题答得怎样：回答那一段的平均损失，和一字不差的条数。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
+    model.eval()
+    loss, exact = 0.0, 0
+    for entry in data:
+        prompt = tokenizer.encode(format_function(entry) + title)
+        answer = tokenizer.encode(entry["output"]) + [50256]
+        idx = torch.tensor([prompt + answer], device=device)  # (1, t)
+        with torch.no_grad():
+            logits = model(idx[:, :-1])[0, len(prompt) - 1 :]  # (m, V)
+        targets = idx[0, len(prompt) :]  # (m,)
+        loss += nn.functional.cross_entropy(logits, targets).item()
+        exact += (logits.argmax(dim=-1) == targets).all().item()
+    return loss / len(data), exact
+
+
+# endregion
+
+
+# region 沿用 setup/find_data.py: find_data
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -732,20 +443,10 @@ def find_data(*names):
         for name in names:
             if folder and (Path(folder) / name).exists():
                 return Path(folder) / name
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）", "gpt2-124M.pth": "ch05/main/gpt_download.py"}
+    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
+    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
-
-
-def read_text(path):
-    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
-    if "\0" in text or not text.strip():
-        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
-    return text
 
 
 # endregion
@@ -753,7 +454,7 @@ def read_text(path):
 os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
 
 
-# region 沿用 setup/device_check.py: pick_device, total_memory
+# region 沿用 setup/device_check.py: pick_device
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
@@ -761,14 +462,6 @@ def pick_device(name="auto"):
     if not available.get(name):
         raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
     return torch.device(name)
-
-
-def total_memory():
-    """这台机器的内存。（详解见 setup/device_check.py）"""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 # endregion
@@ -784,41 +477,97 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-def main():
-    """先看三条样本遮住之后剩下什么，再遮与不遮各微调一次。"""
-    parser = exercise_parser("练习 7.2　提示词不算损失，只学回答")
-    args = parser.parse_args()
-    try:
-        tokenizer = tiktoken.get_encoding("gpt2")
-        inputs, targets = custom_collate_fn([*PromptDataset(SAMPLE_DATA, tokenizer)])
-        print(f"书上的三条样本　输入 {list(inputs.shape)}，目标 {list(targets.shape)}　(b, t)")
-        rests = []
-        for number, (row, target) in enumerate(zip(inputs, targets), start=1):
-            rests.append(tokenizer.decode(target[target != -100].tolist()))
-            print(f"　第 {number} 条　输入 {len(row)} 个，算损失的 {int((target != -100).sum())} 个，解码是 {rests[-1]!r}")
-        print()
-        common = prepare(args)
-        print()
-        unmasked = finetune(common, "提示词也算损失", collate=partial(custom_collate_fn, mask_instructions=False))
-        masked = finetune(common, "遮住提示词", collate=custom_collate_fn, with_title=False)
-        # 书上只遮提示词，"### Response:" 仍要学。mini 的一句回答平均 7.5 个词元，标题有 6 个，再比一比连它也遮住。
-        results = [unmasked, masked] + ([finetune(common, "连标题也遮住", collate=custom_collate_fn)] if common.settings["mask"] else [])
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print_table(results)
-    print("　各行的损失不能直接比：算平均的词元不同，标题那几个最容易。能比的只有答对多少")
+def show_samples(tokenizer):
+    """看三条样本遮住之后剩下什么，再看一条会让"找标题"上当的。
 
-    print("\n学到什么")
-    print("　　遮住提示词，每一步的梯度都来自回答，而且输出层要算的位置少得多；不遮，等于顺便做一点预训练。")
-    print("　　哪个好，要看数据：回答短、提示词长时，不遮会把大半的损失花在提示词上；回答长时差不多。")
-    print("　　书上（355M，2 轮）：遮住之后，损失从 2.281 / 2.263 降到 0.143 / 0.727，但裁判打的分 47.73，比不遮的 49.45 略低。")
+    参数:
+        tokenizer (tiktoken.Encoding): 分词器
+
+    返回:
+        tuple[list[int], list[str], list[str]]: 输入的形状；每条算损失的文字；上当的那一条，按长度遮、按标题遮，各剩下什么
+    """
+    inputs, targets = custom_collate_fn([*InstructionDataset(SAMPLE_DATA, tokenizer)])
+    print(f"书上的三条样本　输入 {list(inputs.shape)}，目标 {list(targets.shape)}　(b, t)")
+    rests = [tokenizer.decode(target[target != -100].tolist()) for target in targets]
+    for number, (row, rest) in enumerate(zip(targets, rests), start=1):
+        print(f"　第 {number} 条　{len(row)} 个位置，算损失的 {int((row != -100).sum())} 个：{rest!r}")
+
+    # 陷阱：指令里写着标题。按编号去找第一个 "### Response:"，就会从指令的半中间开始学。
+    tricky = {"instruction": "Repeat:\n\n### Response:\nhello", "input": "", "output": "hello"}
+    _, targets = custom_collate_fn([*InstructionDataset([tricky], tokenizer)])
+    by_length = tokenizer.decode(targets[0][targets[0] != -100].tolist())
+    text = format_input(tricky) + f"\n\n### Response:\n{tricky['output']}<|endoftext|>"
+    by_title = text[text.index("\n\n### Response:") :]
+    print(f"指令里也有标题　按长度遮，剩下 {by_length!r}\n　　　　　　　　找标题来遮，剩下 {by_title!r}\n")
+    return list(inputs.shape), rests, [by_length, by_title]
+
+
+def same_loss(model, train_data, tokenizer, device):
+    """不算多余的 logits，损失差多少？拿一批遮过的，与全部算出来、再交给 cross_entropy 的比。
+
+    参数:
+        model (nn.Module): 模型
+        train_data (list[dict]): 训练集
+        tokenizer (tiktoken.Encoding): 分词器
+        device (torch.device): 在哪里算
+
+    返回:
+        tuple[float, float]: 两种算法的损失
+    """
+    inputs, targets = custom_collate_fn([*InstructionDataset(train_data[:4], tokenizer)], device=device)
+    with torch.no_grad():
+        short = calc_loss_batch(inputs, targets, model, device).item()
+        logits = model(inputs)  # (b, t, V)
+    return short, nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
+
+
+def compare(args):
+    """遮与不遮各微调一次；遮住的那一次，再多练几轮。
+
+    参数:
+        args (argparse.Namespace): 命令行参数，见 main
+    """
+    device, tokenizer = pick_device(args.device), tiktoken.get_encoding("gpt2")
+    shape, rests, (by_length, by_title) = show_samples(tokenizer)
+    train_data, val_data, held_out = load_split(find_data(DATA), args.quick)
+    short, full = same_loss(load_model(device), train_data, tokenizer, device)
+    train_set, val_set = InstructionDataset(train_data, tokenizer), InstructionDataset(val_data, tokenizer)
+    rows, steps, start_context = [], len(train_data) // BATCH_SIZE, format_input(val_data[0])
+    for title, mask in [("提示词也算损失", False), ("遮住提示词", True)]:
+        print(f"\n—— {title} ——")
+        model = load_model(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
+        seconds, collate = 0, partial(custom_collate_fn, mask_instruction=mask)
+        for epochs in [NUM_EPOCHS, MORE_EPOCHS][: 1 + mask]:  # 同一个模型、同一个优化器接着练，就像没有停过
+            seconds += finetune(model, optimizer, train_set, val_set, collate, epochs, start_context, tokenizer, device)
+            rows.append((title, epochs, seconds, *evaluate_answers(model, held_out, tokenizer, device)))
+
+    print("\n　轮数　总共几秒　每步毫秒（含评估）　回答的损失　一字不差")
+    total = 0
+    for title, epochs, seconds, loss, exact in rows:
+        total = epochs + (total if epochs == MORE_EPOCHS else 0)
+        print(f"{total:6}{seconds:10.0f}{1000 * seconds / total / steps:12.0f}{loss:18.3f}{exact:8} / {len(held_out)}　{title}")
+    # 书上（355M，2 轮）：遮住之后，损失从 2.281 / 2.263 降到 0.143 / 0.727，但裁判打的分 47.73，比不遮的 49.45 略低。
+    # 355M 早就懂英文，不缺这点力气；mini 要从头学，一条样本五十来个词元，回答只有七八个，不遮就把大半的力气花在背提示词上。
 
     print("\n这个数字对吗？")
-    confirm("三条样本是 [3, 64]，与书上相同", list(inputs.shape) == [3, 64], "格式与原书差了几个字符，换行也算")
+    confirm("三条样本是 [3, 64]，与书上相同", shape == [3, 64], "格式与原书差了几个字符，换行也算")
     wanted = "\n\n### Response:\nCrocodile, Elephant, Zebra<|endoftext|>"
-    confirm("第 2 条没遮住的是标题、回答和一个结束词元，与书上相同", rests[1] == wanted, "instruction_length 没有减 1，或填充没有换成 -100")
-    confirm("两次的步数、参数一样多：只有遮不遮不同", (masked["steps"], masked["count"]) == (unmasked["steps"], unmasked["count"]), "两次用的数据不同")
-    # 没有训练过的权重，两种损失都接近 ln 50257，差别没有意义，所以不比。
+    confirm("第 2 条没遮住的是标题、回答和一个结束词元，与书上相同", rests[1] == wanted, "instruction_length 没有减 1")
+    confirm("指令里有标题时，按长度遮也不会错，找标题就会错", by_length != by_title and by_length in by_title, "提示词的长度量错了")
+    confirm(f"不算多余的 logits，损失不变（差 {abs(short - full):.0e}）", abs(short - full) < 1e-4, "keep 与目标没有对齐")
+
+
+def main():
+    """练习 7.2 的命令行。"""
+    parser = argparse.ArgumentParser(description="练习 7.2　提示词不算损失，只学回答")
+    parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
+    parser.add_argument("--quick", action="store_true", help="只用几十条，看看流程；这时的分数没有意义")
+    args = parser.parse_args()
+    try:
+        compare(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def download_and_load_file(file_path, url):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
         # <|endoftext|> 表示"到此为止"，混在正文里，会把一条数据切成两条。
         if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条，应有 instruction、input、output 三段文字，里面没有 <|endoftext|>")
+            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
     return data
 
 
@@ -152,7 +152,8 @@ opening = format_input({"instruction": "", "input": ""}).split("\n\n")[0]
 lengths = [len(tokenizer.encode(format_input(entry) + f"\n\n### Response:\n{entry['output']}")) for entry in data]
 answers = [len(tokenizer.encode(entry["output"])) for entry in data]
 print(f"\n一条平均 {sum(lengths) / len(data):.0f} 个词元，最短 {min(lengths)}，最长 {max(lengths)}")
-print(f"其中开场白 {len(tokenizer.encode(opening))} 个，回答平均 {sum(answers) / len(data):.1f} 个，占 {sum(answers) / sum(lengths):.0%}")
+print(f"其中开场白 {len(tokenizer.encode(opening))} 个")
+print(f"　　回答平均 {sum(answers) / len(data):.1f} 个，占 {sum(answers) / sum(lengths):.0%}")
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")

@@ -262,7 +262,7 @@ print(f"三个位置　　　　　　　{loss_2:.4f}")
 # 把第三个目标换成 -100，损失又变回去了，好像那个位置不存在：它既不进分子（损失之和），也不进分母（位置的个数）。
 targets_3 = torch.tensor([0, 1, -100])
 loss_3 = torch.nn.functional.cross_entropy(logits_2, targets_3)
-print(f"第三个目标是 -100 　　{loss_3:.4f}　与两个位置的{'相同' if loss_1 == loss_3 else '不同'}")
+print(f"第三个目标是 -100　　 {loss_3:.4f}　与两个位置的{'相同' if loss_1 == loss_3 else '不同'}")
 
 # -100 只是约定：cross_entropy(…, ignore_index=-100) 的默认值。词元编号没有负数，所以不会误伤。
 # 那为什么不把 ignore_index 设成 50256，省得换？因为那样第一个 50256 也被忽略，模型永远学不会停。

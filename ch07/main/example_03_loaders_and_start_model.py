@@ -10,7 +10,7 @@
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
     约 4 秒，0.5 GB（2 核 CPU）
 
-形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 个数
+形状记号：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 个数
 """
 
 import json
@@ -52,7 +52,7 @@ def download_and_load_file(file_path, url):
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
         if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条，应有 instruction、input、output 三段文字，里面没有 <|endoftext|>")
+            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
     return data
 
 
@@ -356,8 +356,8 @@ test_loader = DataLoader(test_dataset, BATCH_SIZE, shuffle=False, drop_last=Fals
 lengths = []
 for inputs, targets in train_loader:
     lengths.append(inputs.shape[1])
-print(f"训练集 {len(lengths)} 批，验证集 {len(val_loader)} 批，测试集 {len(test_loader)} 批")
-print(f"训练集每批 {BATCH_SIZE} 条，前四批长 {lengths[:4]}，最后一批长 {lengths[-1]}；最短 {min(lengths)}，最长 {max(lengths)}")
+print(f"每批 {BATCH_SIZE} 条：训练集 {len(lengths)} 批，验证集 {len(val_loader)} 批，测试集 {len(test_loader)} 批")
+print(f"训练集前四批长 {lengths[:4]}，最后一批长 {lengths[-1]}；最短 {min(lengths)}，最长 {max(lengths)}")
 # 每批只填到自己最长的那条，比都填到全部数据里最长的省多少，看数据的长短有多悬殊。
 longest = max(len(ids) for ids in train_dataset)
 print(f"一轮 {BATCH_SIZE * sum(lengths):,} 个位置；每批都填到 {longest} 的话，要 {BATCH_SIZE * longest * len(lengths):,} 个")

@@ -10,7 +10,7 @@
     或在 VS Code / Jupyter 里逐个单元格（# %%）运行，边看边改
     约 40 秒，0.6 GB（2 核 CPU）
 
-形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 个数
+形状记号：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 个数
 """
 
 import json
@@ -50,7 +50,7 @@ def download_and_load_file(file_path, url):
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
         if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条，应有 instruction、input、output 三段文字，里面没有 <|endoftext|>")
+            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
     return data
 
 

@@ -171,7 +171,7 @@ def query_model(prompt, model="llama3", url=URL):
     data = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
-        # 想要每次一样的回答：种子固定，温度 0（贪心）；num_ctx 是上下文长度。即便如此，换台机器、换个版本，分数还是会变。
+        # 想要每次一样的回答：种子固定，温度 0（贪心）；num_ctx 是上下文长度。即便如此，换台机器，分数还是会变。
         "options": {"seed": 123, "temperature": 0, "num_ctx": 2048},
     }
     payload = json.dumps(data).encode("utf-8")  # 网络上传的是字节

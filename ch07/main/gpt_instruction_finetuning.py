@@ -11,7 +11,7 @@
     python ch07/main/gpt_instruction_finetuning.py --size 355M                            # 书上的那次微调，见 README
     mini 约 4 分钟，1.2 GB（2 核 CPU）；--quick 约 12 秒
 
-形状记号（全书统一）：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 个数
+形状记号：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 个数
 """
 
 import argparse
@@ -84,7 +84,7 @@ def download_and_load_file(file_path, url):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
         # <|endoftext|> 表示"到此为止"，混在正文里，会把一条数据切成两条。
         if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条，应有 instruction、input、output 三段文字，里面没有 <|endoftext|>")
+            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
     return data
 
 
@@ -569,8 +569,9 @@ def finetune(args):
     tokenizer = tiktoken.get_encoding("gpt2")
     collate = partial(custom_collate_fn, device=device, allowed_max_length=config["context_length"])
     torch.manual_seed(123)
-    train_loader = DataLoader(InstructionDataset(train_data, tokenizer), batch_size, shuffle=True, drop_last=True, collate_fn=collate)
-    val_loader = DataLoader(InstructionDataset(val_data, tokenizer), batch_size, shuffle=False, collate_fn=collate)
+    train_set, val_set = InstructionDataset(train_data, tokenizer), InstructionDataset(val_data, tokenizer)
+    train_loader = DataLoader(train_set, batch_size, shuffle=True, drop_last=True, collate_fn=collate)
+    val_loader = DataLoader(val_set, batch_size, shuffle=False, collate_fn=collate)
 
     # 7.6　微调
     torch.manual_seed(123)

@@ -45,7 +45,7 @@ def download_and_load_file(file_path, url):
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
         if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条，应有 instruction、input、output 三段文字，里面没有 <|endoftext|>")
+            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
     return data
 
 
@@ -108,7 +108,7 @@ def query_model(prompt, model="llama3", url=URL):
     data = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
-        # 想要每次一样的回答：种子固定，温度 0（贪心）；num_ctx 是上下文长度。即便如此，换台机器、换个版本，分数还是会变。
+        # 想要每次一样的回答：种子固定，温度 0（贪心）；num_ctx 是上下文长度。即便如此，换台机器，分数还是会变。
         "options": {"seed": 123, "temperature": 0, "num_ctx": 2048},
     }
     payload = json.dumps(data).encode("utf-8")  # 网络上传的是字节

@@ -1,6 +1,7 @@
 """第 7 章练习的测试：每个脚本跑一遍，读它印出来的数字；LoRA、遮住提示词、损失与独立的实现比较；坏参数、坏数据。
 
 运行：python -m pytest ch07/tests/test_exercises_7.py
+脚本在临时的小项目里跑，那里的 mini 是极小的随机模型。
 """
 
 import copy
@@ -8,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -16,34 +18,48 @@ from pathlib import Path
 import pytest
 import torch
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+CHAPTER = Path(__file__).resolve().parents[1]
+ROOT = CHAPTER.parent
 NAMES = ["exercise_7_1_phi3_prompt", "exercise_7_2_mask_instruction", "exercise_7_3_alpaca_52k", "exercise_7_4_lora"]
 CPU = torch.device("cpu")
-TINY = {"vocab_size": 50257, "context_length": 64, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
+TINY = {"vocab_size": 50257, "context_length": 128, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.1, "qkv_bias": False}
 
 
-def load(name):
+def load(path):
     """按路径导入一个练习。"""
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="module")
-def phi3():
+def experiments(tmp_path_factory):
+    """造一个小项目：练习是抄的，setup 是原来的，mini 是极小的随机模型；返回练习所在的文件夹。"""
     torch.set_num_threads(1)
-    return load(NAMES[0])
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(CHAPTER / "experiments", folder / "ch07" / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "setup").symlink_to(ROOT / "setup", target_is_directory=True)
+    (folder / "ch05" / "outputs").mkdir(parents=True)
+    torch.manual_seed(0)
+    model = load(CHAPTER / "experiments" / f"{NAMES[0]}.py").GPTModel(TINY)
+    torch.save({"config": TINY, "model": model.state_dict()}, folder / "ch05" / "outputs" / "gpt_mini.pth")
+    return folder / "ch07" / "experiments"
 
 
 @pytest.fixture(scope="module")
-def masking():
-    return load(NAMES[1])
+def phi3(experiments):
+    return load(experiments / f"{NAMES[0]}.py")
 
 
 @pytest.fixture(scope="module")
-def lora():
-    return load(NAMES[3])
+def masking(experiments):
+    return load(experiments / f"{NAMES[1]}.py")
+
+
+@pytest.fixture(scope="module")
+def lora(experiments):
+    return load(experiments / f"{NAMES[3]}.py")
 
 
 @pytest.fixture(scope="module")
@@ -53,38 +69,22 @@ def reference():
     return pytest.importorskip("llms_from_scratch.ch07", reason="没有装 llms-from-scratch")
 
 
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory):
-    """一份小数据：60 条短的，加一条长得装不进上下文的。"""
-    words = ["cat", "dog", "sun", "hat", "cup", "map"]
-    entries = [{"instruction": f"Copy the word number {i}.", "input": words[i % 6] if i % 2 else "", "output": words[i % 6]} for i in range(60)]
-    entries.insert(5, {"instruction": "long " * 1200, "input": "", "output": "no"})
-    path = tmp_path_factory.mktemp("data") / "small.json"
-    path.write_text(json.dumps(entries), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_quick_run(name, data_file, tmp_path):
+def test_quick_run(name, experiments, tmp_path):
     """在别的文件夹里，没有原书数据，--quick 从头跑到尾；每一句自查都成立，表格每行都有数。"""
-    env = {key: value for key, value in os.environ.items() if key != "LLM_DATA_DIR"} | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--quick", "--data", str(data_file), "--device", "cpu"]
+    env = {key: value for key, value in os.environ.items() if key != "LLM_DATA_DIR"} | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    command = [sys.executable, str(experiments / f"{name}.py"), "--quick", "--device", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     out = done.stdout
-    assert "✗" not in out and out.count("✓") >= 3, out
-    assert str(data_file) in out and "1 条太长没有用" in out and re.search("权重　.+（4 层，192 维）", out), out
-    rows = re.findall(r"([\d.]+) +(\d+) +(\d+) +([\d.]+) / ?([\d.]+) +([\d.]+) / ?([\d.]+) +答对 +(\d+)%", out)
-    assert len(rows) == (3 if "7_2" in name or "7_3" in name else 2), out
-    for _, steps, _, before, _, after, _, _ in rows:
-        assert int(steps) == 5 and float(after) < float(before), out  # 40 条，每批 8 条；只训练 5 步，损失也该降一点
+    assert "✗" not in out and out.count("✓") >= 2, out
+    assert "训练 40 条，没见过的题 16 条" in out, out
+    rows = re.findall(r"([\d.]+) +(\d+) / 16", out)
+    assert len(rows) == (3 if "7_2" in name or "7_3" in name else 2) and all(0 < float(loss) < 12 for loss, _ in rows), out
     if "7_1" in name:
         assert "[27, 91, 7220, 91, 29]" in out
-        assert float(rows[1][0]) < float(rows[0][0]) - 15  # 开场白和三个标题，至少二十来个词元
     if "7_2" in name:
         assert "'\\n\\n### Response:\\nCrocodile, Elephant, Zebra<|endoftext|>'" in out and "[3, 64]" in out
-    if "7_3" in name:
-        assert "训练 44,201 + 验证 2,601 + 测试 5,200" in out
     if "7_4" in name:
         assert "406,286,336 → 冻结之后 0 → 挂上 r = 16 的 LoRA 7,898,384" in out
     assert not list(tmp_path.iterdir()), "练习不该在当前文件夹里留下文件"
@@ -94,10 +94,10 @@ def test_lora_matches_reference(lora):
     """与 llms_from_scratch 的附录 E 比：同一个种子建出的 A 相同；它只乘 α，所以它的 α 应等于这里的 α/r。"""
     reference = pytest.importorskip("llms_from_scratch.appendix_e", reason="没有装 llms-from-scratch")
     torch.manual_seed(1)
-    base = lora.GPTModel(TINY)
+    base = lora.GPTModel(TINY).eval()
     ours, theirs = copy.deepcopy(base), copy.deepcopy(base)
     torch.manual_seed(2)
-    lora.attach_lora(ours, rank=4, alpha=12)
+    assert lora.attach_lora(ours, rank=4, alpha=12) == 0
     torch.manual_seed(2)
     for param in theirs.parameters():
         param.requires_grad = False
@@ -118,7 +118,7 @@ def test_lora_matches_reference(lora):
 def test_merged_weights(lora):
     """并回去的模型：结构与原来的相同，输出与挂着 LoRA 时相同，权重是 W + (α/r)(AB)ᵀ。"""
     torch.manual_seed(1)
-    model = lora.GPTModel(TINY)
+    model = lora.GPTModel(TINY).eval()
     names = list(model.state_dict())
     before = model.trf_blocks[0].ff.layers[0].weight.clone()
     lora.attach_lora(model, rank=2, alpha=8)
@@ -135,91 +135,98 @@ def test_merged_weights(lora):
     assert torch.allclose(model.trf_blocks[0].ff.layers[0].weight, expected, atol=1e-5)
 
 
-def test_masked_collate(masking, phi3, reference):
-    """手算的一批：提示词的目标遮住，第一个结束词元留着；两种写法相同；不遮时与 llms_from_scratch 相同。"""
+def test_masked_collate(masking, reference):
+    """手算的一批：提示词的目标遮住，第一个结束词元留着；不遮时与 llms_from_scratch 相同。"""
     batch = [(3, [0, 1, 2, 3, 4]), (1, [5, 6]), (2, [7, 8, 9])]
     inputs, targets = masking.custom_collate_fn(batch)
     assert inputs.tolist() == [[0, 1, 2, 3, 4], [5, 6, 50256, 50256, 50256], [7, 8, 9, 50256, 50256]]
     assert targets.tolist() == [[-100, -100, 3, 4, 50256], [6, 50256, -100, -100, -100], [-100, 9, 50256, -100, -100]]
     assert batch[0] == (3, [0, 1, 2, 3, 4])
-    assert all(torch.equal(*pair) for pair in zip(phi3.collate_batch(batch, True, CPU), (inputs, targets)))
     assert masking.custom_collate_fn(batch, allowed_max_length=3)[1].shape == (3, 3)
-    want = reference.custom_collate_fn([item for _, item in batch])
-    for have in (masking.custom_collate_fn(batch, mask_instructions=False), phi3.collate_batch(batch, False, CPU)):
-        assert all(torch.equal(*pair) for pair in zip(have, want))
+    have, want = masking.custom_collate_fn(batch, mask_instruction=False), reference.custom_collate_fn([item for _, item in batch])
+    assert all(torch.equal(*pair) for pair in zip(have, want))
 
 
-def test_loss_skips_nothing(phi3):
+def test_mask_keeps_the_response_only(masking):
+    """真的数据：没遮住的正是标题、回答和一个结束词元；指令里写着标题也不会错。"""
+    tokenizer = masking.tiktoken.get_encoding("gpt2")
+    entries = json.loads((ROOT / "setup" / "data" / "instructions.json").read_text(encoding="utf-8"))[:20]
+    entries.append({"instruction": "Say:\n\n### Response:\nx", "input": "### Response:\n", "output": "y"})
+    _, targets = masking.custom_collate_fn([*masking.InstructionDataset(entries, tokenizer)])
+    for entry, target in zip(entries[:-1], targets):
+        assert tokenizer.decode(target[target != -100].tolist()) == f"\n\n### Response:\n{entry['output']}<|endoftext|>"
+    assert tokenizer.decode(targets[-1][targets[-1] != -100].tolist()).count("### Response:") == 1
+
+
+def test_loss_skips_nothing(masking):
     """只算留下的位置，损失和梯度应与 llms_from_scratch 对全部位置算的相同。"""
     reference = pytest.importorskip("llms_from_scratch.ch05", reason="没有装 llms-from-scratch")
     torch.manual_seed(1)
-    model = phi3.GPTModel(TINY)
+    model = masking.GPTModel(TINY).eval()
     inputs, targets = torch.randint(50257, (2, 12)), torch.randint(50257, (2, 12))
     targets[0, :7], targets[1, 9:] = -100, -100
     grads = []
-    for function in (phi3.calc_loss_batch, reference.calc_loss_batch):
+    for function in (masking.calc_loss_batch, reference.calc_loss_batch):
         model.zero_grad()
         loss = function(inputs, targets, model, CPU)
         loss.backward()
         grads.append((loss.detach(), model.tok_emb.weight.grad.clone(), model.out_head.weight.grad.clone()))
-    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(*grads))
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*grads))
 
 
 def test_prompts(phi3, reference):
     """Alpaca 格式与 llms_from_scratch 的相同；Phi-3 格式与原书练习 7.1 的相同，一个换行也不差。"""
     entry, bare = ({"instruction": "Spell it.", "input": text, "output": "Occasion"} for text in ("Ocassion", ""))
-    assert phi3.format_input_phi(entry) + phi3.STYLES["phi3"][1] == "<|user|>\nSpell it.\nOcassion\n<|assistant|>:\n"
-    assert phi3.format_input_phi(bare) + phi3.STYLES["phi3"][1] == "<|user|>\nSpell it.\n<|assistant|>:\n"
-    tokenizer = phi3.load_gpt2_tokenizer()
-    dataset = phi3.PromptDataset([entry, bare], tokenizer)
-    assert [tokens for _, tokens in dataset] == list(reference.InstructionDataset([entry, bare], tokenizer))
-    assert [length for length, _ in dataset] == [len(tokenizer.encode(reference.format_input(item))) for item in (entry, bare)]
+    assert phi3.format_input_phi(entry) + phi3.STYLES["Phi-3"][1] == "<|user|>\nSpell it.\nOcassion\n<|assistant|>:\n"
+    assert phi3.format_input_phi(bare) + phi3.STYLES["Phi-3"][1] == "<|user|>\nSpell it.\n<|assistant|>:\n"
+    tokenizer = phi3.tiktoken.get_encoding("gpt2")
+    assert [*phi3.InstructionDataset([entry, bare], tokenizer)] == [*reference.InstructionDataset([entry, bare], tokenizer)]
+    assert tokenizer.decode(phi3.InstructionDataset([bare], tokenizer, "Phi-3")[0]) == "<|user|>\nSpell it.\n<|assistant|>:\nOcassion".replace("Ocassion", "Occasion")
 
 
-def test_finetune_learns_and_repeats(phi3, data_file):
-    """训练真的学得会（损失大降），同一个种子两次结果逐位相同，起点的权重不被改动。"""
-    tokenizer, data = phi3.load_gpt2_tokenizer(), json.loads(data_file.read_text(encoding="utf-8"))[6:30]
-    torch.manual_seed(1)
-    state = phi3.GPTModel(TINY).state_dict()
-    saved = copy.deepcopy(state)
-    common = phi3.SimpleNamespace(
-        device=CPU, tokenizer=tokenizer, data=data, train_data=data, val_data=data[:4], held_out=data[:6], config=TINY, state=state,
-        settings=phi3.SETTINGS["mini"] | {"learning_rate": 2e-2, "warmup": 5}, epochs=10, batch_size=8, seed=123, quick=False,
-    )
-    first, second = phi3.finetune(common, "一"), phi3.finetune(common, "二")
-    assert first["steps"] == 30 and first["final"][0] < 0.3 * first["initial"][0]
-    assert (first["initial"], first["final"], first["accuracy"]) == (second["initial"], second["final"], second["accuracy"])
-    assert all(torch.equal(state[name], saved[name]) for name in state)
-    assert phi3.finetune(common, "三", steps=4)["steps"] == 4
+def test_exact_is_what_greedy_decoding_writes(phi3):
+    """一字不差的条数，与真的一个词元一个词元地写、再逐字比较，得到的相同；训练过，所以不是 0。"""
+    tokenizer = phi3.tiktoken.get_encoding("gpt2")
+    words = "cat dog sun hat".split()
+    data = [{"instruction": f"Copy {word}.", "input": "", "output": f"{word} {word}"} for word in words]
+    model, data_set = phi3.load_model(CPU), phi3.InstructionDataset(data, tokenizer)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    phi3.finetune(model, optimizer, data_set, data_set, phi3.custom_collate_fn, 40, "Hi", tokenizer, CPU)
+    loss, exact = phi3.evaluate_answers(model, data, tokenizer, CPU)
+    written = 0
+    for entry in data:
+        prompt = tokenizer.encode(phi3.format_input(entry) + "\n\n### Response:\n")
+        idx = torch.tensor([prompt])
+        for _ in range(8):
+            idx = phi3.generate_text_simple(model, idx, 1, TINY["context_length"])
+            if idx[0, -1] == 50256:
+                break
+        written += tokenizer.decode(idx[0, len(prompt) :].tolist()) == entry["output"] + "<|endoftext|>"
+    assert exact == written > 0 and loss < 3
+    assert all(torch.equal(before[name], weight) for name, weight in phi3.load_model(CPU).state_dict().items()), "文件里的权重不该变"
 
 
 BAD = [
-    ("exercise_7_1_phi3_prompt", ["--epochs", "0"], "--epochs 至少是 1"),
-    ("exercise_7_1_phi3_prompt", ["--seed", "-1"], "--seed 应在"),
-    ("exercise_7_1_phi3_prompt", ["--device", "tpu"], "不认识的设备 tpu"),
-    ("exercise_7_1_phi3_prompt", ["--colour"], "不认识的参数"),
-    ("exercise_7_1_phi3_prompt", ["--data", "no-such.json"], "找不到 no-such.json"),
-    ("exercise_7_2_mask_instruction", ["--data", "BROKEN"], "不是完整的 JSON"),
-    ("exercise_7_2_mask_instruction", ["--from-file", "no-such.pth", "--data", "GOOD"], "找不到 no-such.pth"),
-    ("exercise_7_3_alpaca_52k", ["--data", "FEW"], "太少"),
-    ("exercise_7_3_alpaca_52k", ["--data", "SOME"], "取四分之一凑不出一批"),
+    ("exercise_7_1_phi3_prompt", ["--device", "tpu"], "设备 tpu"),
+    ("exercise_7_1_phi3_prompt", ["--colour"], "--colour"),
+    ("exercise_7_3_alpaca_52k", ["--data", "no-such.json"], "no-such.json"),
+    ("exercise_7_3_alpaca_52k", ["--data", "BROKEN"], "JSON"),
+    ("exercise_7_3_alpaca_52k", ["--data", "FEW"], "凑不出一批"),
     ("exercise_7_4_lora", ["--rank", "0"], "--rank 至少是 1"),
     ("exercise_7_4_lora", ["--alpha", "nan"], "--alpha 要大于 0"),
-    ("exercise_7_4_lora", ["--rank", "193", "--data", "GOOD"], "就不是低秩了"),
 ]
 
 
 @pytest.mark.parametrize("name,arguments,message", BAD, ids=[f"{name[9:12]} {' '.join(arguments)}" for name, arguments, _ in BAD])
-def test_bad_input(name, arguments, message, data_file, tmp_path, monkeypatch, capsys):
-    """坏参数、坏数据：stderr 上一句中文，退出码 2。"""
-    entries = json.loads(data_file.read_text(encoding="utf-8"))
-    files = {"GOOD": json.dumps(entries), "FEW": json.dumps(entries[:8]), "SOME": json.dumps(entries[:30]), "BROKEN": '[{"instruction": "a"'}
-    for word, text in files.items():
+def test_bad_input(name, arguments, message, experiments, tmp_path, monkeypatch, capsys):
+    """坏参数、坏数据：stderr 的最后一行是一句话，退出码 2。"""
+    entry = {"instruction": "a", "input": "", "output": "b"}
+    for word, text in {"FEW": json.dumps([entry] * 12), "BROKEN": '[{"instruction": "a"'}.items():
         (tmp_path / f"{word}.json").write_text(text, encoding="utf-8")
-    arguments = [str(tmp_path / f"{word}.json") if word in files else word for word in arguments]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [name, *arguments, *([] if "--colour" in arguments else ["--quick"])])
+    arguments = [str(tmp_path / f"{word}.json") if word in ("FEW", "BROKEN") else word for word in arguments]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
     with pytest.raises(SystemExit) as stopped:
-        load(name).main()
+        load(experiments / f"{name}.py").main()
     err = capsys.readouterr().err
-    assert stopped.value.code == 2 and err.count("\n") == 1 and message in err, err
+    assert stopped.value.code == 2 and message in err.splitlines()[-1] and "Traceback" not in err, err

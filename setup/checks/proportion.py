@@ -1,6 +1,6 @@
 """量比例：main/ 的脚本里，多少是课，多少是管道
 
-读者打开 main/ 的一个脚本，应当看到书上的程序，而不是参数、路径、检查点和报错。这里把每个脚本的非空行分成五类，数一数：
+读者打开 main/ 的一个脚本，应当看到书上的程序，而不是参数、路径、检查点和报错。这里把每个脚本的非空行分成五类，数一数（折叠区的标记不算）：
     课    这一节的新内容，连同它的注释和文档
     抄写  从别处沿用的组件（改写的算课）
     管道  命令行参数、找文件读文件、权重与检查点、设备、报错的框架；书上正好在教它的地方，算课
@@ -89,7 +89,7 @@ def classify(path):
         path (Path): 脚本
 
     返回:
-        dict[int, str]: 行号（从 1 起，只有非空行）→ 类
+        dict[int, str]: 行号（从 1 起，没有空行和折叠区的标记）→ 类
     """
     text = path.read_text(encoding="utf-8")
     lines, tree = text.splitlines(), ast.parse(text)
@@ -151,7 +151,7 @@ def classify(path):
         if kind != "改写":
             tool = "自查" if source == "setup/self_check.py" else "管道"
             mark(start + 1, end + 1, tool if source.startswith("setup/") else "抄写")
-    return {number: kind for number, kind in kind_of.items() if lines[number - 1].strip()}
+    return {number: kind for number, kind in kind_of.items() if not re.match(r"\s*$|# (region|endregion)\b", lines[number - 1])}
 
 
 def functions(path):

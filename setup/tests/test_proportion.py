@@ -96,7 +96,6 @@ def test_every_line_has_the_right_kind(tool, tmp_path):
         "# 这里改": "课",
         "OUTPUTS = Path(__file__).resolve().parent": "管道",
         "class LayerNorm:": "抄写",
-        "# region 沿用 ch04/main: LayerNorm": "抄写",
         "def confirm(claim, ok, hint):": "自查",
         "y = x * 2  # (t,)": "课",
         "# 为什么": "课",
@@ -112,6 +111,7 @@ def test_every_line_has_the_right_kind(tool, tmp_path):
         "main()": "管道",
     }.items():
         assert found[line] == kind, line
+    assert not any(line.startswith(("# region", "# endregion")) or not line for line in found)
 
 
 def test_a_changed_copy_is_lesson(tool, tmp_path):
