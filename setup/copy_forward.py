@@ -30,6 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REGION = re.compile(r"^# region (沿用（含注释）|沿用|改写) (\S+?)/?: (.+)$")
+DEFINITION = re.compile(r"(?:class|def) (\w+)|(\w+(?:, \w+)*) = ")
 # 字符串或注释，谁先开头算谁：字符串里的 # 不是注释，注释里的引号也不是字符串。比 tokenize 快近十倍。
 LITERAL = re.compile(r"""(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(#[^\n]*)""", re.DOTALL)
 SHAPE = re.compile(r"#\s*(\([^()]*\)(?:\s*(?:→|，|或)\s*\([^()]*\))*)")  # 行尾的形状注释，如 # (b, t, d) → (b, h, t, k)、# (n,) 或 ()
@@ -133,9 +134,10 @@ def originals(source):
         set[str]: 顶层的类、函数和常量的名字
     """
     path = ROOT / source
-    inside = [range(start + 1, end + 2) for *_, start, end in regions(path)]
-    body = parse(path.read_text(encoding="utf-8"))[0].body
-    return {name for node in body if not any(node.lineno in lines for lines in inside) for name in names_of(node)}
+    inside = {number for *_, start, end in regions(path) for number in range(start, end + 1)}
+    # 顶层的定义都顶格写，按行找就够，比分析语法树快得多。
+    found = [DEFINITION.match(line) for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()) if number not in inside]
+    return {name for match in found if match for name in re.findall(r"\w+", match[1] or match[2])}
 
 
 @cache
@@ -151,7 +153,6 @@ def home(source, name):
 
     异常:
         ValueError: 文件夹不存在，或里面没有这个组件，或不止一个
-        SyntaxError: 那里的脚本不是能运行的 Python
     """
     if source.endswith(".py"):
         return source

@@ -191,7 +191,7 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
             logits = model(idx_cond)  # (b, t, V)
         logits = logits[:, -1, :]  # (b, V)
         if top_k is not None:
-            top_logits, _ = torch.topk(logits, top_k)  # (b, k)
+            top_logits, _ = torch.topk(logits, top_k)  # (b, top_k)
             min_val = top_logits[:, -1:]  # (b, 1)
             logits = torch.where(logits < min_val, -torch.inf, logits)  # (b, V)
         if temperature > 0.0:

@@ -529,19 +529,21 @@ def train(args, forget=None):
     return load_checkpoint(checkpoint)
 
 
-def demo(parser):
+def demo(parser, quick):
     """演示：练完一遍作标准；再练一遍，练到一半杀死，接着练；最后每次少恢复一样。
 
     参数:
         parser (argparse.ArgumentParser): main 的命令行参数
+        quick (bool): 只训练 1 轮，在中间杀死
     """
+    num_epochs, kill_at = (1, 3) if quick else (TRAIN_SETTINGS["tiny"]["num_epochs"], KILL_AT)
     with tempfile.TemporaryDirectory() as folder:
-        command = ["--train", "--device", "cpu", "--out", folder]
+        command = ["--train", "--device", "cpu", "--epochs", str(num_epochs), "--out", folder]
         with contextlib.redirect_stdout(io.StringIO()):
             whole = train(parser.parse_args(command))
         print(f"① 一口气练完　{whole['progress']['step'] + 1} 步")
 
-        print(f"② 再练一遍，看到第 {KILL_AT} 步就 kill -9")
+        print(f"② 再练一遍，看到第 {kill_at} 步就 kill -9")
         (Path(folder) / "resume_tiny.pth").unlink()
         env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         victim = [sys.executable, __file__, *command, "--save-every", "0"]  # 每走一步都存
@@ -549,7 +551,7 @@ def demo(parser):
         for line in victim.stdout:
             if "步" in line:
                 print("    " + line, end="")
-            if f"第 {KILL_AT:3} 步" in line:
+            if f"第 {kill_at:3} 步" in line:
                 break
         victim.kill()  # 它没有机会收拾：可能正在算梯度，也可能正在写检查点
         victim.wait()
@@ -576,7 +578,7 @@ def demo(parser):
     for title, content in runs.items():
         losses = content["progress"]["losses"][0]
         steps = [step * TRAIN_SETTINGS["tiny"]["eval_freq"] for step in range(len(losses))]
-        late = [(step, loss) for step, loss in zip(steps, losses) if step > KILL_AT - 4]  # 前面都一样，只画被杀死前后
+        late = [(step, loss) for step, loss in zip(steps, losses) if step > kill_at - 4]  # 前面都一样，只画被杀死前后
         look = {"linewidth": 5, "alpha": 0.4} if content is whole else {"linestyle": "--"}
         axis.plot(*zip(*late), label=title, **look)
     axis.axvline(killed["progress"]["step"], color="gray", linestyle=":")
@@ -599,7 +601,7 @@ def demo(parser):
 def main():
     """不带参数是演示；加上 --train 是真的训练。"""
     parser = argparse.ArgumentParser(description="实验　断了能接着练的训练")
-    parser.add_argument("--train", action="store_true", help="训练（默认：演示杀死与接着练）；后面的参数都要和它一起用")
+    parser.add_argument("--train", action="store_true", help="训练（默认：演示杀死与接着练）；除了 --quick，后面的参数都要和它一起用")
     parser.add_argument("--size", default="tiny", choices=MODEL_CONFIGS, help="tiny（默认）、mini 或 124M")
     parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
     parser.add_argument("--epochs", type=int, help="总共几轮（默认：tiny 3，mini 15，124M 10）")
@@ -608,9 +610,12 @@ def main():
     parser.add_argument("--out", type=Path, default=OUTPUTS, help="检查点写到哪个文件夹（默认：ch05/outputs）")
     parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123）")
     parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
+    parser.add_argument("--quick", action="store_true", help="演示只训练 1 轮")
     args = parser.parse_args()
+    if not args.train and set(sys.argv[1:]) - {"--quick"}:
+        parser.error("这些参数要和 --train 一起用")
     try:
-        train(args) if args.train else demo(parser)
+        train(args) if args.train else demo(parser, args.quick)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

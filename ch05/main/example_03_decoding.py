@@ -236,8 +236,9 @@ print(f"再来一次，{'一个词元也不差' if torch.equal(greedy, greedy_ag
 
 # %% 5.3.1　换成 9 个词的小词表，把"怎么选"看清楚
 # 假设提示词是 every effort moves you，下面是模型给 9 个词的 logits。
-words = ["closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you"]
-vocab = {word: number for number, word in enumerate(words)}
+vocab = {
+    "closer": 0, "every": 1, "effort": 2, "forward": 3, "inches": 4, "moves": 5, "pizza": 6, "toward": 7, "you": 8,
+}
 inverse_vocab = {number: word for word, number in vocab.items()}
 next_token_logits = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])  # (V,)
 probas = torch.softmax(next_token_logits, dim=0)  # (V,)

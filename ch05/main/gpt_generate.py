@@ -220,7 +220,7 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
 
         # ① top-k：第 k 名以外的分数改成 -inf，softmax 之后概率正好是 0，再大的温度也轮不到它们。
         if top_k is not None:
-            top_logits, _ = torch.topk(logits, top_k)  # (b, k)　从大到小
+            top_logits, _ = torch.topk(logits, top_k)  # (b, top_k)　从大到小
             min_val = top_logits[:, -1:]  # (b, 1)　每一行自己的门槛：第 k 名的分数
             logits = torch.where(logits < min_val, -torch.inf, logits)  # (b, V)
 

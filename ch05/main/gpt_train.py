@@ -497,8 +497,10 @@ def pretrain(args):
 
     # ① 数据。前 90% 训练，后 10% 验证：验证集模型从没见过，它的损失才分得出"学会了"还是"背下了"。
     path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
-    text, tokenizer, t = read_text(path), tiktoken.get_encoding("gpt2"), config["context_length"]
-    if (count := text_to_token_ids(text, tokenizer).numel()) < 11 * t:
+    text, t = read_text(path), config["context_length"]
+    tokenizer = tiktoken.get_encoding("gpt2")
+    count = text_to_token_ids(text, tokenizer).numel()
+    if count < 11 * t:
         raise ValueError(f"{path} 太短：只有 {count} 个词元，训练和验证一共要 {11 * t} 个，请换长一点的文本")
     split = int(0.90 * len(text))
     train_loader = create_dataloader_v1(text[:split], BATCH_SIZE, max_length=t, stride=t)

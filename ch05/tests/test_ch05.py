@@ -116,7 +116,7 @@ def command_line(monkeypatch, capsys):
             except SystemExit as error:
                 code = error.code
         out, err = capsys.readouterr()
-        return code, out, err + "".join(f"{warning.message}\n" for warning in caught)
+        return code, out, "".join(f"{warning.message}\n" for warning in caught) + err
 
     return call
 
@@ -287,9 +287,11 @@ def test_save_load(book, tmp_path):
 
 def save_gpt2_sized(checkpoint, target):
     """把极小的检查点改成 GPT-2 词表大小的，权重随机。"""
-    config = torch.load(checkpoint, weights_only=True)["config"] | {"vocab_size": 50257}
+    content = torch.load(checkpoint, weights_only=True)
+    content["config"] = content["config"] | {"vocab_size": 50257}
     torch.manual_seed(0)
-    torch.save({"config": config, "model": load(MAIN / "gpt_train.py").GPTModel(config).state_dict()}, target)
+    content["model"] = load(MAIN / "gpt_train.py").GPTModel(content["config"]).state_dict()
+    torch.save(content, target)
 
 
 def make_model(module, seed=0, vocab_size=50257, drop_rate=0.0, qkv_bias=False):
@@ -581,15 +583,15 @@ def test_ctrl_c(script, text, tmp_path, exp_resume, command_line):
 def test_resume_demo(tmp_path, tiny, monkeypatch, capsys):
     """演示从头到尾，配置换成极小的：真的杀死一个进程，真的接上，每条自查都对。"""
     module = tiny.tiny("experiments/exp_resume.py", tmp_path)
-    real = module.subprocess.Popen
+    short = tmp_path / "short.txt"
+    short.write_text(STORY.read_text(encoding="utf-8")[:360], encoding="utf-8")
 
     def popen(command, **options):  # 子进程也要用极小的配置
         assert command[1] == module.__file__
-        return real([command[0], str(TESTS / "tiny_train.py"), "experiments/exp_resume.py", str(tmp_path), *command[2:]], **options)
+        tiny_command = [command[0], str(TESTS / "tiny_train.py"), "experiments/exp_resume.py", str(tmp_path), *command[2:], "--text", str(short)]
+        return subprocess.Popen(tiny_command, **options)
 
     monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE))
-    short = tmp_path / "short.txt"
-    short.write_text(STORY.read_text(encoding="utf-8")[:360], encoding="utf-8")
     monkeypatch.setattr(module, "find_data", lambda *_: short)
     module.KILL_AT = 15
     monkeypatch.setattr(sys, "argv", ["exp_resume.py"])
@@ -683,7 +685,8 @@ def bad_checkpoints(good, folder):
 def test_generate_refuses_bad_checkpoints(checkpoint, tmp_path, command_line):
     gpt_generate = load(MAIN / "gpt_generate.py")
     harmless = ("没有 ", "缺内容4", "缺内容5", "缺内容6")  # 生成用不到优化器、进度、种子，读得出来也可以
-    for name, path in bad_checkpoints(checkpoint, tmp_path).items():
+    save_gpt2_sized(checkpoint, tmp_path / "good.pth")
+    for name, path in bad_checkpoints(tmp_path / "good.pth", tmp_path).items():
         code, out, err = command_line(gpt_generate, "--from-file", path, "--max-new-tokens", 2)
         if not name.startswith(harmless):
             assert code == 2 and out == "", name
@@ -755,6 +758,12 @@ def test_train_refuses(gpt_train, exp_resume, text, tmp_path, command_line):
             assert code == 2, (case, printed)
             (rejected if case in english else complaint)(err)
             assert not gpt_train.OUTPUTS.exists() or list(gpt_train.OUTPUTS.iterdir()) == [], case
+
+
+def test_resume_flags_need_train(exp_resume, command_line):
+    """忘了 --train，不会悄悄地去跑演示。"""
+    code, out, err = command_line(exp_resume, "--resume")
+    assert code == 2 and out == "" and "--train" in complaint(err)
 
 
 def test_train_refuses_to_resume_another_training(exp_resume, checkpoint, text, tmp_path, command_line, monkeypatch):

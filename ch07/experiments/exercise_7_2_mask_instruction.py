@@ -10,7 +10,7 @@
 运行：
     python ch07/experiments/exercise_7_2_mask_instruction.py
     python ch07/experiments/exercise_7_2_mask_instruction.py --quick     # 只用几十条，看看流程
-    约 3 分钟，1.1 GB（2 核 CPU）
+    约 4 分钟，1.1 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 个数　m 回答的词元数
 """
@@ -548,7 +548,8 @@ def compare(args):
         total = epochs + (total if epochs == MORE_EPOCHS else 0)
         print(f"{total:6}{seconds:10.0f}{1000 * seconds / total / steps:12.0f}{loss:18.3f}{exact:8} / {len(held_out)}　{title}")
     # 书上（355M，2 轮）：遮住之后，损失从 2.281 / 2.263 降到 0.143 / 0.727，但裁判打的分 47.73，比不遮的 49.45 略低。
-    # 355M 早就懂英文，不缺这点力气；mini 要从头学，一条样本五十来个词元，回答只有七八个，不遮就把大半的力气花在背提示词上。
+    # mini 上量过：不遮也练 4 轮（gpt_instruction_finetuning.py 的默认），回答的损失 0.418，答对 76 / 166，与遮住的 4 轮一样好，
+    # 只是慢得多。换一套设置（学习率 1.5e-3、先升后降，批大小 8，练 8 轮），差别才大：不遮 54%，遮住 77%，连标题也遮 80%。
 
     print("\n这个数字对吗？")
     confirm("三条样本是 [3, 64]，与书上相同", shape == [3, 64], "格式与原书差了几个字符，换行也算")

@@ -49,6 +49,11 @@ SHRINK = [
     (r'"n_embd": 768, "n_head": 12, "n_layer": 12\b', '"n_embd": 60, "n_head": 5, "n_layer": 2'),
     (r"max_new_tokens=256\b", "max_new_tokens=16"),
 ]  # fmt: skip
+AFTER = {
+    "ch06/main/example_06_classify_review.py": ["ch06/main/example_05_finetune_classifier.py"],
+    "ch07/main/example_05_responses.py": ["ch07/main/example_04_finetune.py"],
+    "ch07/main/example_06_scores.py": ["ch07/main/example_04_finetune.py", "ch07/main/example_05_responses.py"],
+}
 WEIGHTS = """
 import torch
 from safetensors.torch import save_file
@@ -239,6 +244,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         texts = [re.sub("# region 沿用 setup.*?# endregion", "", path.read_text(encoding="utf-8"), flags=re.DOTALL) for path in paths]
         project = make_project(Path(folder), train=any(re.search(r"gpt_mini|gpt2-|124M\.pth", text) for text in texts))
+        wanted = [first for later, firsts in AFTER.items() if any(path.as_posix().endswith(later) for path in paths) for first in firsts]
+        for first in dict.fromkeys(wanted):  # 有的脚本要用另一个脚本存下的模型和回答
+            run([first], project)
         results = list(pool.map(lambda path: examine(path, project), paths))
     for path, result in zip(paths, results):
         name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import copy
 import inspect
 import io
 import os
@@ -274,7 +273,7 @@ def rng_device(ns):
     log = []
     module = SimpleNamespace(get_rng_state=lambda *_: torch.tensor([9, 9]), set_rng_state=lambda state, *_: log.append(state))
     device = SimpleNamespace(type="gpu")
-    with mock.patch.object(torch, "get_device_module", lambda *_: module, create=True):
+    with mock.patch.object(torch, "gpu", module, create=True):
         state = ns.get_rng_state(device)
         ns.set_rng_state(state, device)
         ns.set_rng_state({"cpu": state["cpu"]}, device)  # 在没有 GPU 的机器上存的，没有 gpu 那一项
@@ -282,15 +281,13 @@ def rng_device(ns):
 
 
 # ---- train_model_simple ----
-def make_loader(shuffle=False):
-    """6 个样本，一批 2 个。"""
+def make_loader():
+    """6 个样本，一批 2 个，不打乱。"""
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
     windows = torch.randint(0, 97, (6, 6), generator=torch.Generator().manual_seed(3))
-    dataset = TensorDataset(windows[:, :-1], windows[:, 1:])
-    dataset.input_ids = windows[:, :-1]
-    return DataLoader(dataset, batch_size=2, shuffle=shuffle)
+    return DataLoader(TensorDataset(windows[:, :-1], windows[:, 1:]), batch_size=2)
 
 
 def spy_optimizer(model, log):
@@ -305,10 +302,9 @@ def spy_optimizer(model, log):
     return SpySGD(model.parameters(), lr=0.5)
 
 
-def train(ns, model, optimizer, epochs=2, shuffle=False, **options):
+def train(ns, model, optimizer):
     """训练两轮，得到返回值和印出的内容。"""
-    val_loader = random_batches(2)
-    return captured(lambda: ns.train_model_simple(model, make_loader(shuffle), val_loader, optimizer, cpu(), epochs, 2, 1, "Hi\nyou", CharTokenizer(), **options))
+    return captured(lambda: ns.train_model_simple(model, make_loader(), random_batches(2), optimizer, cpu(), 2, 2, 1, "Hi\nyou", CharTokenizer()))
 
 
 def train_steps(ns):
@@ -335,37 +331,16 @@ def train_modes(ns):
     return {"记梯度的前向，都在": [mode for mode, grad in model.seen if grad == "记梯度"], "训练之后的输出层": model.out_head.weight.detach()}
 
 
-def train_save(ns):
-    """什么时候存检查点，当时走到了哪里。"""
-    model, saved = tiny_model(), []
-    train(ns, model, spy_optimizer(model, []), save=lambda p: saved.append([p["epoch"], p["batch"], p["step"], p["tokens_seen"]]))
-    return {"每次存的（轮，批，步，词元数）": saved}
-
-
-def train_resume(ns):
-    """在第 2 轮中间断开，接着训练，结果与没有断过相同。"""
+def train_stops(ns):
+    """损失成了 nan：马上停下，不拿它更新权重。"""
     import torch
 
-    def fresh():
-        model = tiny_model(drop=0.3)
-        return model, torch.optim.AdamW(model.parameters(), lr=0.01)
-
-    model, optimizer = fresh()
-    kept = {}
-
-    def save(p):
-        if p["step"] == 4 and not kept:
-            kept.update(p=copy.deepcopy(p), model=copy.deepcopy(model.state_dict()), optimizer=copy.deepcopy(optimizer.state_dict()), rng=torch.get_rng_state())
-
-    torch.manual_seed(5)
-    whole, _ = train(ns, model, optimizer, epochs=3, shuffle=True, save=save)
-    uninterrupted = model.out_head.weight.detach().clone()
-    model, optimizer = fresh()
-    model.load_state_dict(kept["model"])
-    optimizer.load_state_dict(kept["optimizer"])
-    torch.set_rng_state(kept["rng"])
-    resumed, _ = train(ns, model, optimizer, epochs=3, shuffle=True, progress=kept["p"])
-    return {"没有断过的输出层": uninterrupted, "接着训练的输出层": model.out_head.weight.detach(), "返回值": [list(each) for each in resumed], "与没有断过的相同": resumed == whole}
+    model, log = tiny_model(), []
+    optimizer = spy_optimizer(model, log)
+    with torch.no_grad():
+        model.out_head.weight[0, 0] = float("nan")
+    before = model.tok_emb.weight.detach().clone()
+    return {"结果": refused(lambda: train(ns, model, optimizer)), "走了几步": len(log), "词嵌入没有变": torch.equal(model.tok_emb.weight, before)}
 
 
 # ---- save_checkpoint、load_checkpoint ----
@@ -425,7 +400,7 @@ def checkpoint(**others):
     """一个完整的检查点。"""
     import torch
 
-    return {"config": {"emb_dim": 8}, "seed": 1, "text": "story", "initial": 0.5, "model": {"w": torch.ones(2)}, "optimizer": {}, "progress": {"step": 3}} | others
+    return {"config": {"emb_dim": 8}, "seed": 1, "text": "story", "model": {"w": torch.ones(2)}, "optimizer": {}, "progress": {"step": 3}} | others
 
 
 def load(ns, content):
@@ -535,17 +510,28 @@ def generate_random(ns):
     for name, options in {"温度 1": {"temperature": 1.0}, "温度 0.5": {"temperature": 0.5}, "温度 3": {"temperature": 3.0}, "温度 3，top-k 2": {"temperature": 3.0, "top_k": 2}, "温度 1，top-k 1": {"temperature": 1.0, "top_k": 1}}.items():
         out = generate_with(ns, [[0]] * 400, max_new_tokens=1, **options)
         result[name] = torch.bincount(out[:, -1], minlength=5).tolist()
+    out = generate_with(ns, [[0]] * 200 + [[3]] * 200, max_new_tokens=1, temperature=3.0, top_k=4)
+    result["一批里分数不同，top-k 4"] = [torch.bincount(half[:, -1], minlength=5).tolist() for half in (out[:200], out[200:])]
     return result | {"三个词元": generate_with(ns, [[0, 1], [2, 3]], max_new_tokens=3, temperature=1.5, top_k=3)}
 
 
 def generate_eos(ns):
-    """遇到结束符就停，结束符不留在结果里；一批里全都结束才停。"""
+    """遇到结束词元就停，它不留在结果里。"""
     return {
         "遇到就停": generate_with(ns, [[0]], max_new_tokens=9, eos_id=3),
         "第一个就是": generate_with(ns, [[0]], max_new_tokens=9, eos_id=1),
         "一直没遇到": generate_with(ns, [[0]], max_new_tokens=3, eos_id=4),
-        "结束符是 0": generate_with(ns, [[1]], max_new_tokens=9, eos_id=0),
-        "只有一个结束": generate_with(ns, [[0], [1]], max_new_tokens=3, eos_id=2),
+        "结束词元是 0": generate_with(ns, [[1]], max_new_tokens=9, eos_id=0),
+    }
+
+
+def generate_eos_rows(ns):
+    """一批几句：先写完的只填结束词元，全都写完才停；提示词里的结束词元不算。"""
+    return {
+        "一先一后": generate_with(ns, [[0], [2]], max_new_tokens=9, eos_id=4),
+        "三句": generate_with(ns, [[3], [0], [1]], max_new_tokens=9, eos_id=4),
+        "没来得及都写完": generate_with(ns, [[0], [1]], max_new_tokens=2, eos_id=2),
+        "提示词里就有": generate_with(ns, [[4], [1]], max_new_tokens=9, eos_id=4),
     }
 
 
@@ -689,7 +675,7 @@ COMPONENTS = [
         name="text_to_token_ids",
         title="文本变编号",
         section="5.1.1",
-        source="ch05/main/gpt_train.py",
+        source="ch05/main",
         parts=["text_to_token_ids"],
         needs=[],
         extra={},
@@ -708,7 +694,7 @@ COMPONENTS = [
         name="token_ids_to_text",
         title="编号变文本",
         section="5.1.1",
-        source="ch05/main/gpt_train.py",
+        source="ch05/main",
         parts=["token_ids_to_text"],
         needs=["text_to_token_ids"],
         extra={},
@@ -728,7 +714,7 @@ COMPONENTS = [
         name="calc_loss_batch",
         title="一批的损失",
         section="5.1.3",
-        source="ch05/main/gpt_train.py",
+        source="ch05/main",
         parts=["calc_loss_batch"],
         needs=[],
         extra={},
@@ -751,19 +737,19 @@ COMPONENTS = [
         name="calc_loss_loader",
         title="数据集的平均损失",
         section="5.1.3",
-        source="ch05/main/gpt_train.py",
+        source="ch05/main",
         parts=["calc_loss_loader"],
         needs=LOSS,
         extra={},
         task="写一个函数 calc_loss_loader(data_loader, model, device, num_batches=None)：用 calc_loss_batch 算前 num_batches 批的损失（None 表示全部，要的比有的多就看全部），返回它们的平均，是普通的小数；一批都没有时返回 nan。可以用 itertools.islice。",
-        blanks=["calc_loss_batch(inputs, targets, model, device).item()", "islice(data_loader, num_batches)", "sum(losses) / len(losses)", 'float("nan")'],
+        blanks=["islice(data_loader, num_batches)", "calc_loss_batch(input_batch, target_batch, model, device)", "loss.item()", "sum(losses) / len(losses)", 'float("nan")'],
         cases=[("平均与批数", loader_loss), ("空的", loader_empty)],
         mutants=[
             ("islice(data_loader, num_batches)", "data_loader", "没有理会 num_batches，每次都看完全部的数据，评估一次要等很久。"),
             ("sum(losses) / len(losses)", "sum(losses)", "把各批的损失加起来，忘了除以批数。"),
             ("/ len(losses)", "/ len(data_loader)", "除以了全部的批数，而不是看过的批数；只看前几批时，损失就被除小了。"),
             ("/ len(losses)", "/ (num_batches or len(data_loader))", "除以了要的批数；数据没有那么多批时，应除以真正看过的批数。"),
-            ("calc_loss_batch(inputs, targets, model, device).item()", "calc_loss_batch(inputs, targets, model, device)", "没有 .item()：累加的是张量，每一批的计算图都留在内存里，返回的也不是普通的数。"),
+            ("losses.append(loss.item())", "losses.append(loss)", "没有 .item()：累加的是张量，每一批的计算图都留在内存里，返回的也不是普通的数。"),
             (' if losses else float("nan")', "", "没有考虑一批都没有的情况，除以了 0。"),
             ('float("nan")', "0.0", "一批都没有时返回了 0：损失 0 的意思是全都猜对了，而实际上什么也没看。"),
         ],
@@ -772,7 +758,7 @@ COMPONENTS = [
         name="evaluate_model",
         title="评估模型",
         section="5.2",
-        source="ch05/main/gpt_train.py",
+        source="ch05/main",
         parts=["evaluate_model"],
         needs=[*LOSS, "calc_loss_loader"],
         extra={},
@@ -792,7 +778,7 @@ COMPONENTS = [
         name="generate_and_print_sample",
         title="边训练边看它写",
         section="5.2",
-        source="ch05/main/gpt_train.py",
+        source="ch05/main",
         parts=["generate_and_print_sample"],
         needs=SAMPLE,
         extra={},
@@ -809,49 +795,28 @@ COMPONENTS = [
         ],
     ),
     dict(
-        name="rng_state",
-        title="随机数的状态",
-        section="5.2",
-        source="ch05/main/gpt_train.py",
-        parts=["get_rng_state", "set_rng_state"],
-        needs=[],
-        extra={},
-        task="写两个函数，续训时要用。get_rng_state(device) 返回一个字典：键 \"cpu\" 是 torch.get_rng_state()；device 不是 CPU 时，再加一项，键是 device.type，值从 torch.get_device_module(device) 里取。"
-        "set_rng_state(state, device) 把两者都恢复；字典里没有这种设备的那一项，就只恢复 CPU 的。",
-        blanks=["torch.get_rng_state()", "torch.get_device_module(device).get_rng_state()", 'torch.set_rng_state(state["cpu"])', "torch.get_device_module(device).set_rng_state(state[device.type])"],
-        cases=[("CPU", rng_restored), ("别的设备", rng_device)],
-        mutants=[
-            ('torch.set_rng_state(state["cpu"])', "torch.manual_seed(123)", "重新设了一遍种子，回到的是最开头，而不是记下的那一刻。"),
-            ('torch.set_rng_state(state["cpu"])', "pass", "没有恢复 CPU 的发生器：打乱数据用的就是它，续训时次序会不同。"),
-            ('if device.type != "cpu":', "if False:", "没有记下计算设备的状态：dropout 用的是那里的发生器，续训时丢掉的就不是同样的那些了。"),
-            ("if device.type in state and", "if", "没有看字典里有没有这一项：在 CPU 上存的检查点拿到 GPU 上接着训练，就会报 KeyError。"),
-            ("set_rng_state(state[device.type])", 'set_rng_state(state["cpu"])', "拿 CPU 的状态去恢复计算设备，两种发生器的状态不通用。"),
-        ],
-    ),
-    dict(
         name="train_model_simple",
         title="训练循环",
         section="5.2",
-        source="ch05/main/gpt_train.py",
+        source="ch05/main",
         parts=["train_model_simple"],
-        needs=[*LOSS, "calc_loss_loader", "evaluate_model", *SAMPLE, "generate_and_print_sample", "rng_state"],
+        needs=[*LOSS, "calc_loss_loader", "evaluate_model", *SAMPLE, "generate_and_print_sample"],
         extra={},
-        task="写一个函数 train_model_simple(model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, start_context, tokenizer, progress=None, save=None)。"
-        "每一轮切换到训练模式，对每一批：清梯度、算损失、反向、更新，记下看过的词元数；步数从 0 数起，每 eval_freq 步用 evaluate_model 评估一次，记下两个损失和词元数，有 save 就存。每轮结束用 generate_and_print_sample 写一句，把轮数加 1、批数归零，再存一次。返回（训练损失，验证损失，当时的词元数）三个列表。"
-        "progress 是续训时上次走到哪里的字典，键有 epoch、batch、step、tokens_seen、train_losses、val_losses、track_tokens_seen，从头开始时 step 是 -1、其余是 0 或空；每轮打乱之前，先记下（续训时恢复）随机数的状态 epoch_rng，再跳过学过的批，才接得上。",
-        blanks=["optimizer.zero_grad()", "calc_loss_batch(input_batch, target_batch, model, device)", "loss.backward()", "optimizer.step()", 'p["step"] % eval_freq == 0', "evaluate_model(model, train_loader, val_loader, device, eval_iter)", "generate_and_print_sample(model, tokenizer, device, start_context)"],
-        cases=[("每一步", train_steps), ("模式", train_modes), ("存检查点", train_save), ("续训", train_resume)],
+        task="写一个函数 train_model_simple(model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, eval_iter, start_context, tokenizer)。"
+        "每一轮切换到训练模式，对每一批：清梯度、算损失（不是有限的数就抛出 ValueError）、反向、更新，记下看过的词元数；步数从 0 数起，每 eval_freq 步用 evaluate_model 评估一次，记下两个损失和词元数，印一行。"
+        "每轮结束用 generate_and_print_sample 写一句。返回（训练损失，验证损失，当时的词元数）三个列表。",
+        blanks=["optimizer.zero_grad()", "calc_loss_batch(input_batch, target_batch, model, device)", "loss.backward()", "optimizer.step()", "global_step % eval_freq == 0", "evaluate_model(model, train_loader, val_loader, device, eval_iter)", "generate_and_print_sample(model, tokenizer, device, start_context)"],
+        cases=[("每一步", train_steps), ("模式", train_modes), ("不是有限的数", train_stops)],
         mutants=[
             ("optimizer.zero_grad()", "pass", "忘了 zero_grad：backward 是往旧梯度上累加，每一步用的是从头到现在所有梯度的和。"),
             ("loss.backward()", "loss.backward(); optimizer.zero_grad()", "清梯度的位置不对，写在了反向和更新之间：刚求出的梯度还没用就清掉了，权重一动不动。"),
             ("optimizer.step()", "pass", "忘了 optimizer.step()：梯度求出来了，却没有拿去更新权重，损失不会下降。"),
             ("model.train()", "pass", "每轮开头没有切换到训练模式：模型交来时若是评估模式，前几步就没有 dropout。"),
-            ('p["tokens_seen"] += input_batch.numel()', 'p["tokens_seen"] += input_batch.shape[0]', "数的是样本，不是词元：一批有 b·t 个词元，用 numel()。"),
-            ('"step": -1', '"step": 0', "步数从 1 数起了：第一步之后的那次评估没有做，整条损失曲线都错开了一步。"),
-            ('range(p["epoch"], num_epochs)', "range(num_epochs)", "续训时没有从上次的那一轮开始，又把学过的几轮重学了一遍。"),
-            ('next(islice(batches, p["batch"] - 1, None))', "pass", "续训时没有跳过这一轮学过的批，有的数据学了两遍。"),
-            ('set_rng_state(p["epoch_rng"], device)', "pass", "续训时没有回到这一轮开头的随机数状态，打乱出的次序不同，跳过的就不是学过的那几批。"),
-            ('p["epoch"], p["batch"] = epoch + 1, 0', 'p["epoch"] = epoch + 1', "一轮结束后没有把批数归零：下一轮会以为这些批已经学过，全都跳过了。"),
+            ("tokens_seen += input_batch.numel()", "tokens_seen += input_batch.shape[0]", "数的是样本，不是词元：一批有 b·t 个词元，用 numel()。"),
+            ("tokens_seen, global_step = 0, -1", "tokens_seen, global_step = 0, 0", "步数从 1 数起了：第一步之后的那次评估没有做，整条损失曲线都错开了一步。"),
+            ("global_step % eval_freq == 0", "epoch % eval_freq == 0", "拿轮数去除了，应是步数：有的轮每一步都评估，慢得很，有的轮一次也不评估。"),
+            ("val_losses.append(val_loss)", "val_losses.append(train_loss)", "验证损失那一列记成了训练损失：两条线永远重合，过拟合了也看不出来。"),
+            ("if not loss.isfinite():", "if False:", "没有检查损失是不是有限的数：nan 更新一次，所有的权重就都成了 nan，后面全是白算。"),
             ("generate_and_print_sample(model, tokenizer, device, start_context)", "pass", "每轮结束时没有让模型写一句；只看损失，看不出它写的话通不通。"),
         ],
     ),
@@ -899,27 +864,31 @@ COMPONENTS = [
         name="generate",
         title="温度与 top-k 生成",
         section="5.3.3",
-        source="ch05/main/gpt_generate.py",
+        source="ch05/main",
         parts=["generate"],
         needs=[],
         extra={},
         task="写一个函数 generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None)：温度小于 0（或是 nan）、top_k 不在 1 到词表大小（model.out_head.out_features）之间时报 ValueError。"
-        "每一步只看最后 context_size 个词元，不记梯度，取最后一个位置的 logits；有 top_k 就把第 k 名以外的改成 -inf；温度大于 0 时除以温度，减去最大值，做 softmax，用 multinomial 抽一个，否则取最大的；一批里全都是 eos_id 就停（它不放进结果）；接到 idx 后面。返回 (b, t + 新生成的个数)。",
-        blanks=["idx[:, -context_size:]", "model(idx_cond)[:, -1, :]", "torch.topk(logits, top_k).values[:, -1:]", "torch.where(logits < kth, -torch.inf, logits)", "logits / temperature", "torch.multinomial(probs, num_samples=1)", "(idx_next == eos_id).all()", "torch.cat((idx, idx_next), dim=1)"],
-        cases=[("贪心", generate_greedy), ("上下文", generate_context), ("采样", generate_random), ("结束符", generate_eos), ("不合法的参数", generate_refuses)],
+        "每一步只看最后 context_size 个词元，不记梯度，取最后一个位置的 logits；有 top_k 就把第 k 名以外的改成 -inf；温度大于 0 时除以温度，减去最大值，做 softmax，用 multinomial 抽一个，否则取最大的；"
+        "有 eos_id 时，已经写完的行只填 eos_id，全都写完就停（最后这一列不放进结果）；接到 idx 后面。返回 (b, t + 新生成的个数)。",
+        blanks=["idx[:, -context_size:]", "logits[:, -1, :]", "torch.topk(logits, top_k)", "top_logits[:, -1:]", "torch.where(logits < min_val, -torch.inf, logits)", "logits / temperature", "torch.multinomial(probs, num_samples=1)", "torch.where(finished, eos_id, idx_next)", "finished.all()", "torch.cat((idx, idx_next), dim=1)"],
+        cases=[("贪心", generate_greedy), ("上下文", generate_context), ("采样", generate_random), ("结束词元", generate_eos), ("一批几句的结束词元", generate_eos_rows), ("不合法的参数", generate_refuses)],
         mutants=[
             ("idx[:, -context_size:]", "idx[:, :context_size]", "截成了开头的 context_size 个；要接着写，看的应是最后那几个词元。"),
             ("idx[:, -context_size:]", "idx", "没有截到 context_size：句子一长，位置嵌入就没有行可查了。"),
-            ("model(idx_cond)[:, -1, :]", "model(idx_cond)[:, 0, :]", "取了第一个位置的分数；下一个词元的分数在最后一个位置上。"),
-            (".values[:, -1:]", ".values[:, :1]", "取成了第一名的分数：其余的全被改成 -inf，top-k 变成了贪心。"),
-            ("logits < kth", "logits <= kth", "把第 k 名自己也去掉了，只剩 k − 1 个。"),
+            ("logits[:, -1, :]", "logits[:, 0, :]", "取了第一个位置的分数；下一个词元的分数在最后一个位置上。"),
+            ("top_logits[:, -1:]", "top_logits[:, :1]", "取成了第一名的分数：其余的全被改成 -inf，top-k 变成了贪心。"),
+            ("top_logits[:, -1:]", "top_logits[0, -1]", "门槛只取了第一行的：一批里别的句子，分数与它不相干，留下的就不是它们自己的前 k 名。"),
+            ("logits < min_val", "logits <= min_val", "把第 k 名自己也去掉了，只剩 k − 1 个。"),
             ("-torch.inf", "0.0", "第 k 名以外的分数改成了 0，不是 -inf：e 的 0 次方是 1，它们照样抽得到。"),
             ("logits / temperature", "logits * temperature", "温度乘上去了，应当是除：本来要更随意的，反而更保守。"),
             ("logits = logits / temperature", "pass", "没有用上温度，只要大于 0，取多少结果都一样。"),
             ("torch.multinomial(probs, num_samples=1)", "torch.argmax(probs, dim=-1, keepdim=True)", "算好了概率，却还是取最大的，温度和 top-k 都白设了。"),
-            (".all():", ".any():", "一批里只要有一句写完就全停了，其余的还没写完；应等全部都是结束符。"),
-            ("            break\n        idx = torch.cat((idx, idx_next), dim=1)", "            idx = torch.cat((idx, idx_next), dim=1)\n            break\n        idx = torch.cat((idx, idx_next), dim=1)", "停下之前把结束符也接了上去；它只是「到此为止」的记号，不是要写的内容。"),
-            ("if eos_id is not None and (idx_next", "if eos_id and (idx_next", "写成了 if eos_id：编号 0 在 Python 里算假，结束符恰好是 0 号时就不会停。"),
+            ("finished.all()", "finished.any()", "一批里只要有一句写完就全停了，其余的还没写完；应等全部都是结束词元。"),
+            ("idx_next = torch.where(finished, eos_id, idx_next)", "pass", "写完的那几句没有填结束词元，又接着往下写；而且要所有的句子在同一步都写到结束词元才会停，多半停不下来。"),
+            ("finished = idx_next == eos_id", "finished = finished & (idx_next == eos_id)", "写成了「而且」：finished 一开始全是假，永远变不成真，遇到结束词元也不停。"),
+            ("                break\n        idx = torch.cat((idx, idx_next), dim=1)", "                return torch.cat((idx, idx_next), dim=1)\n        idx = torch.cat((idx, idx_next), dim=1)", "停下之前把结束词元也接了上去；它只是「到此为止」的记号，不是要写的内容。"),
+            ("if eos_id is not None:", "if eos_id:", "写成了 if eos_id：编号 0 在 Python 里算假，结束词元恰好是 0 号时就不会停。"),
             ("torch.no_grad()", "torch.enable_grad()", "没有用 no_grad：生成不需要梯度，每一步都白白建了计算图。"),
         ],
     ),
@@ -927,7 +896,7 @@ COMPONENTS = [
         name="save_checkpoint",
         title="存检查点",
         section="5.4",
-        source="ch05/main/gpt_train.py",
+        source="ch05/experiments/exp_resume.py",
         parts=["save_checkpoint"],
         needs=[],
         extra={},
@@ -946,20 +915,40 @@ COMPONENTS = [
         name="load_checkpoint",
         title="读检查点",
         section="5.4",
-        source="ch05/main/gpt_train.py",
+        source="ch05/experiments/exp_resume.py",
         parts=["load_checkpoint"],
         needs=[],
         extra={},
-        task="写一个函数 load_checkpoint(path)：用 torch.load 读，张量都放到 CPU 上（map_location），只读数字、不执行代码（weights_only）。文件不存在、读不出来、不是字典，或缺了 config、seed、text、initial、model、optimizer、progress 之中的任何一项，都报 ValueError；多出别的键没有关系。",
-        blanks=["path.is_file()", 'path, map_location="cpu", weights_only=True', "isinstance(content, dict)", "content.keys()"],
+        task="写一个函数 load_checkpoint(path)：用 torch.load 读，张量都放到 CPU 上（map_location），只读数字、不执行代码（weights_only）。文件不存在、读不出来、不是字典，或缺了 config、seed、text、model、optimizer、progress 之中的任何一项，都报 ValueError；多出别的键没有关系。",
+        blanks=["path.is_file()", 'path, map_location="cpu", weights_only=True', "isinstance(content, dict)", "needed <= content.keys()"],
         cases=[("完整的", load_good), ("不对的", load_bad), ("选项", load_options)],
         mutants=[
             ("weights_only=True)", "weights_only=False)", "用了 weights_only=False：读文件的时候会执行里面夹带的代码，来路不明的文件尤其危险。"),
             (', map_location="cpu"', "", "没有写 map_location：在 GPU 上存的检查点，拿到没有 GPU 的机器上就读不了。"),
-            ("not isinstance(content, dict) or not {", "not {", "没有检查是不是字典，读到别的东西时报的是看不懂的 AttributeError。"),
+            ("not isinstance(content, dict) or not needed", "not needed", "没有检查是不是字典，读到别的东西时报的是看不懂的 AttributeError。"),
             ("<= content.keys()", "== content.keys()", "要求键一个不多：以后的版本多存一项，旧的程序就读不了；只要该有的都有就行。"),
             ("<= content.keys()", "& content.keys()", "只要有一个键对得上就放行，缺了优化器也不知道，到用的时候才出错。"),
             ("except Exception:", "except OSError:", "只接住了 OSError：损坏的文件能引出各种异常，读者看到的是一大段英文。"),
+        ],
+    ),
+    dict(
+        name="rng_state",
+        title="随机数的状态",
+        section="5.4",
+        source="ch05/experiments/exp_resume.py",
+        parts=["get_rng_state", "set_rng_state"],
+        needs=[],
+        extra={},
+        task="写两个函数，续训时要用。get_rng_state(device) 返回一个字典：键 \"cpu\" 是 torch.get_rng_state()；device 不是 CPU 时，再加一项，键是 device.type，值从 torch.cuda、torch.mps 这样的模块里取（用 getattr）。"
+        "set_rng_state(state, device) 把两者都恢复；字典里没有这种设备的那一项，就只恢复 CPU 的。",
+        blanks=["torch.get_rng_state()", "getattr(torch, device.type).get_rng_state()", 'torch.set_rng_state(state["cpu"])', "getattr(torch, device.type).set_rng_state(state[device.type])"],
+        cases=[("CPU", rng_restored), ("别的设备", rng_device)],
+        mutants=[
+            ('torch.set_rng_state(state["cpu"])', "torch.manual_seed(123)", "重新设了一遍种子，回到的是最开头，而不是记下的那一刻。"),
+            ('torch.set_rng_state(state["cpu"])', "pass", "没有恢复 CPU 的发生器：打乱数据用的就是它，续训时次序会不同。"),
+            ('if device.type != "cpu":', "if False:", "没有记下计算设备的状态：dropout 用的是那里的发生器，续训时丢掉的就不是同样的那些了。"),
+            ("if device.type in state and", "if", "没有看字典里有没有这一项：在 CPU 上存的检查点拿到 GPU 上接着训练，就会报 KeyError。"),
+            ("set_rng_state(state[device.type])", 'set_rng_state(state["cpu"])', "拿 CPU 的状态去恢复计算设备，两种发生器的状态不通用。"),
         ],
     ),
     dict(
