@@ -42,12 +42,12 @@ MODEL_CONFIGS = {
     "124M": BASE | {"emb_dim": 768, "n_heads": 12, "n_layers": 12},
 }
 TRAIN_SETTINGS = {
-    "tiny": {"learning_rate": 1e-2, "num_epochs": 3, "eval_freq": 3},
-    "mini": {"learning_rate": 1.5e-3, "num_epochs": 15, "eval_freq": 10},
-    "124M": {"learning_rate": 4e-4, "num_epochs": 10, "eval_freq": 5},
+    "tiny": {"learning_rate": 1e-2, "num_epochs": 3, "eval_freq": 3, "eval_iter": 2},
+    "mini": {"learning_rate": 1.5e-3, "num_epochs": 15, "eval_freq": 10, "eval_iter": 5},  # 与 gpt_train.py 相同
+    "124M": {"learning_rate": 4e-4, "num_epochs": 10, "eval_freq": 5, "eval_iter": 5},
 }
 KILL_AT = 12  # 演示里，看到第几步的评估就杀死它：每轮 9 步，12 在第 2 轮的中间
-BATCH_SIZE, EVAL_ITER, START_CONTEXT = 2, 2, "Every effort moves you"
+BATCH_SIZE, START_CONTEXT = 2, "Every effort moves you"
 OUTPUTS = Path(__file__).resolve().parents[1] / "outputs"
 
 
@@ -518,8 +518,8 @@ def train(args, forget=None):
 
     try:
         train_model_simple(
-            model, train_loader, val_loader, optimizer, device, num_epochs, settings["eval_freq"], EVAL_ITER,
-            START_CONTEXT, tokenizer, progress, save,
+            model, train_loader, val_loader, optimizer, device, num_epochs, settings["eval_freq"],
+            settings["eval_iter"], START_CONTEXT, tokenizer, progress, save,
         )
     except KeyboardInterrupt:
         left = f"加上 --resume 就能从 {checkpoint} 接着训练" if checkpoint.exists() else "还没来得及存检查点"
@@ -601,7 +601,7 @@ def demo(parser, quick):
 def main():
     """不带参数是演示；加上 --train 是真的训练。"""
     parser = argparse.ArgumentParser(description="实验　断了能接着练的训练")
-    parser.add_argument("--train", action="store_true", help="训练（默认：演示杀死与接着练）；除了 --quick，后面的参数都要和它一起用")
+    parser.add_argument("--train", action="store_true", help="真的训练（默认：演示杀死与接着练）；后面的参数是给它的")
     parser.add_argument("--size", default="tiny", choices=MODEL_CONFIGS, help="tiny（默认）、mini 或 124M")
     parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
     parser.add_argument("--epochs", type=int, help="总共几轮（默认：tiny 3，mini 15，124M 10）")
@@ -612,8 +612,8 @@ def main():
     parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
     parser.add_argument("--quick", action="store_true", help="演示只训练 1 轮")
     args = parser.parse_args()
-    if not args.train and set(sys.argv[1:]) - {"--quick"}:
-        parser.error("这些参数要和 --train 一起用")
+    if args.resume and not args.train:
+        parser.error("--resume 要和 --train 一起用")
     try:
         train(args) if args.train else demo(parser, args.quick)
     except (ValueError, OSError) as error:

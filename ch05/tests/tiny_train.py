@@ -27,7 +27,7 @@ def tiny(name, outputs=None):
     """脚本，但每种规模都是极小的配置，训练 3 轮；文件写到 outputs。"""
     module = load(name)
     module.MODEL_CONFIGS = {size: dict(TINY) for size in module.MODEL_CONFIGS}
-    module.TRAIN_SETTINGS = {size: {"learning_rate": 1e-2, "num_epochs": 3, "eval_freq": 5} for size in module.TRAIN_SETTINGS}
+    module.TRAIN_SETTINGS = {size: {"learning_rate": 1e-2, "num_epochs": 3, "eval_freq": 5, "eval_iter": 5} for size in module.TRAIN_SETTINGS}
     module.tiktoken = SimpleNamespace(get_encoding=lambda name: BYTES)
     if outputs:
         module.OUTPUTS = Path(outputs)

@@ -9,7 +9,7 @@
 运行：
     python ch07/experiments/exercise_7_3_alpaca_52k.py
     python ch07/experiments/exercise_7_3_alpaca_52k.py --quick     # 只用几十条，看看流程
-    约 3 分钟，1.1 GB（2 核 CPU）；52,002 条要用 GPU 和 355M，书上是 196 分钟（L4 显卡）
+    约 4 分钟，1.1 GB（2 核 CPU）；52,002 条要用 GPU 和 355M，书上是 196 分钟（L4 显卡）
 
 形状记号：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 个数　m 回答的词元数
 """
