@@ -306,8 +306,9 @@ def find_data(*names):
     root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
     for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if folder and (Path(folder) / name).exists():
-                return Path(folder) / name
+            path = Path(folder or "") / name
+            if folder and (path.is_file() or any(path.glob("*"))):
+                return path
     commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
     commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)

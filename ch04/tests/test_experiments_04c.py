@@ -224,8 +224,8 @@ def test_untrained_weights_know_nothing(command_line, checkpoint):
 
 def test_without_a_trained_model(command_line, tmp_path, monkeypatch):
     """没有训练过的模型：一句话说先运行什么，退出码 2，不画图。"""
-    exists = Path.exists
-    monkeypatch.setattr(Path, "exists", lambda path: path.name != "gpt_mini.pth" and exists(path))
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name != "gpt_mini.pth" and is_file(path))
     code, out, err = command_line("logit_lens")
     assert (code, out) == (2, "") and err == "找不到 gpt_mini.pth，请先运行 python ch05/main/gpt_train.py（约 90 秒）\n" and not (tmp_path / "outputs").exists()
 

@@ -10,7 +10,7 @@
     python ch05/main/gpt_train.py --quick                # 只训练 1 轮，看看流程
     python ch05/main/gpt_train.py --text 我的文章.txt    # 换成自己的文本
     python ch05/main/gpt_train.py --size 124M            # 原书 5.2 节的那次训练
-    mini 约 90 秒，1.5 GB；124M 约 10 分钟，5 GB（2 核 CPU）
+    mini 约 90 秒，1.1 GB；124M 约 8 分钟，5 GB（2 核 CPU）
 
 训练到一半可能断电？接着上次训练的写法见 ch05/experiments/exp_resume.py。
 
@@ -50,6 +50,7 @@ QUICK_SETTINGS = {"mini": {"num_epochs": 1, "eval_freq": 3}, "124M": {"num_epoch
 BATCH_SIZE = 2  # 书上为了省内存取 2；真正的预训练常用几百，梯度更稳
 WEIGHT_DECAY = 0.1  # 权重衰减：每步把权重往 0 拉一点点，不让它们长得太大，减轻过拟合
 EVAL_ITER = 5  # 评估时每个数据集只看 5 批，快；想要准确的损失就看全部
+# 每轮结束时让模型接着写的开头。用中文文本训练，就换成中文的；一个汉字常占两三个词元，没学会时拼不成字，印出来是 �。
 START_CONTEXT = "Every effort moves you"
 OUTPUTS = Path(__file__).resolve().parents[1] / "outputs"
 
@@ -428,8 +429,9 @@ def find_data(*names):
     root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
     for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
         for name in names:
-            if folder and (Path(folder) / name).exists():
-                return Path(folder) / name
+            path = Path(folder or "") / name
+            if folder and (path.is_file() or any(path.glob("*"))):
+                return path
     commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
     commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
@@ -490,21 +492,24 @@ def pretrain(args):
     num_epochs = settings["num_epochs"] if args.epochs is None else args.epochs
     if num_epochs < 1:
         raise ValueError(f"--epochs 至少是 1，不能是 {num_epochs}")
-    name = "quick" if args.quick else args.size  # --quick 另存一个文件，不会盖掉好好训练过的
+    path = find_data("the-verdict.txt", "story-en.txt") if args.text is None else Path(args.text)
+    # 换了文本、轮数，或只是 --quick，名字里就带上：第 6、7 章要用的 gpt_mini.pth 不会被试验盖掉。
+    name = args.size + (f"_{path.stem}" if args.text else "") + (f"_{num_epochs}" if args.epochs else "") + "_quick" * args.quick
     checkpoint, picture = OUTPUTS / f"gpt_{name}.pth", OUTPUTS / f"loss_{name}.png"
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     device = pick_device(args.device)
 
     # ① 数据。前 90% 训练，后 10% 验证：验证集模型从没见过，它的损失才分得出"学会了"还是"背下了"。
-    path = Path(args.text) if args.text else find_data("the-verdict.txt", "story-en.txt")
     text, t = read_text(path), config["context_length"]
     tokenizer = tiktoken.get_encoding("gpt2")
-    count = text_to_token_ids(text, tokenizer).numel()
-    if count < 11 * t:
-        raise ValueError(f"{path} 太短：只有 {count} 个词元，训练和验证一共要 {11 * t} 个，请换长一点的文本")
     split = int(0.90 * len(text))
-    train_loader = create_dataloader_v1(text[:split], BATCH_SIZE, max_length=t, stride=t)
-    val_loader = create_dataloader_v1(text[split:], BATCH_SIZE, max_length=t, stride=t, shuffle=False, drop_last=False)
+    train_text, val_text = text[:split], text[split:]
+    for part, share, samples in [(train_text, "前 90%", BATCH_SIZE), (val_text, "后 10%", 1)]:
+        count = text_to_token_ids(part, tokenizer).numel()
+        if count <= samples * t:
+            raise ValueError(f"{path} 太短：{share}只有 {count} 个词元，至少要 {samples * t + 1} 个，请换长一点的文本")
+    train_loader = create_dataloader_v1(train_text, BATCH_SIZE, max_length=t, stride=t)
+    val_loader = create_dataloader_v1(val_text, BATCH_SIZE, max_length=t, stride=t, shuffle=False, drop_last=False)
     print(f"文本　{path}（{len(text):,} 个字符；一轮 {len(train_loader)} 批，验证 {len(val_loader)} 批）")
 
     # ② 模型和优化器。种子、创建的次序与原书相同，随机数才对得上。
@@ -530,14 +535,20 @@ def pretrain(args):
     )
     print(f"\n训练用了 {time.perf_counter() - start:.0f} 秒")
 
-    # ⑤ 画图，存权重。先写到临时文件，写完整了再改名：写到一半断电，旧的那份还在，也不会冒出半个新的。
-    epochs_seen = torch.linspace(0, num_epochs, len(train_losses))
-    plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig(picture, dpi=150)
+    # ⑤ 存权重，画图。存的是训练到最后的权重，不是验证损失最低时的：书上也是这样，要的是看清过拟合。
+    # 先写到临时文件，写完整了再改名：写到一半断电，旧的那份还在，也不会冒出半个新的。
     part = checkpoint.with_name(checkpoint.name + ".part")
-    torch.save({"config": config, "model": model.state_dict()}, part)
-    os.replace(part, checkpoint)
-    print(f"损失曲线　{picture}\n权重　　　{checkpoint}")
+    epochs_seen = torch.linspace(0, num_epochs, len(train_losses))  # 照原书，均匀地分；差不到一轮，准确的看上面那条横轴
+    try:
+        torch.save({"config": config, "model": model.state_dict()}, part)
+        os.replace(part, checkpoint)
+        plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig(picture, dpi=150)
+    except (OSError, RuntimeError):  # 磁盘满了，torch.save 报的是 RuntimeError
+        part.unlink(missing_ok=True)
+        raise OSError(f"写不进 {OUTPUTS}：磁盘满了，或没有写的权限") from None
+    print(f"权重　　　{checkpoint}\n损失曲线　{picture}")
 
+    # 没训练过的模型，给每个词元的概率都在 1 / V 上下，损失就在 -ln(1 / V) = ln V 上下。
     print("\n这个数字对吗？")
     chance, gap = math.log(config["vocab_size"]), val_losses[-1] - train_losses[-1]
     guessing = f"训练前的损失 {initial:.2f} 接近 ln 50257 = {chance:.2f}：等于在 50257 个词元里瞎猜"
@@ -546,7 +557,7 @@ def pretrain(args):
         same = abs(initial - 10.98758) < 1e-3 and abs(initial_val - 10.98110) < 1e-3
         confirm("训练前的损失与原书相同：10.988 / 10.981", same, "种子不同，或创建各层的次序变了")
     confirm(f"训练损失降到 {train_losses[-1]:.2f}", train_losses[-1] < initial, "学习率太大，或忘了 optimizer.step()")
-    if num_epochs >= 8:
+    if num_epochs >= 8 and args.text is None:  # 自己的文本，若是重复的话多，验证集也猜得中
         confirm(f"验证损失比训练损失高 {gap:.1f}：文本太短，模型在背书（过拟合），这是正常的", gap > 0.5, "验证集混进训练集了")
 
 
@@ -555,16 +566,16 @@ def main():
     parser = argparse.ArgumentParser(description="5.1–5.2 节　预训练一个 GPT")
     parser.add_argument("--size", default="mini", choices=MODEL_CONFIGS, help="mini（默认）或 124M（原书的规模）")
     parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
-    parser.add_argument("--epochs", type=int, help="几轮（默认：mini 15，124M 10）")
+    parser.add_argument("--epochs", type=int, help="几轮（默认：mini 15，124M 10）；文件名里会带上")
     parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto；核对原书的数字请用 cpu）")
-    parser.add_argument("--quick", action="store_true", help="只训练 1 轮，看看流程；存成 gpt_quick.pth")
+    parser.add_argument("--quick", action="store_true", help="只训练 1 轮，看看流程；另存一个文件")
     args = parser.parse_args()
     try:
         pretrain(args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("\n停下了。权重要到训练完才存：这一次什么也没留下，以前存的也没有动")
+        print("\n停下了。权重要到训练完才存，写到一半的不会盖掉以前的")
         sys.exit(130)
 
 

@@ -472,17 +472,17 @@ def test_quick_training_then_generate(tmp_path, command_line):
     module.OUTPUTS = tmp_path / "outputs"
     code, out, err = command_line(module, "--quick", "--text", STORY, "--device", "cpu")
     assert code == 0 and "✗" not in out, out + err
-    assert sorted(path.name for path in module.OUTPUTS.iterdir()) == ["gpt_quick.pth", "loss_quick.png"]
-    assert (module.OUTPUTS / "loss_quick.png").stat().st_size > 10_000
+    assert sorted(path.name for path in module.OUTPUTS.iterdir()) == ["gpt_mini_story-en_quick.pth", "loss_mini_story-en_quick.png"]
+    assert (module.OUTPUTS / "loss_mini_story-en_quick.png").stat().st_size > 10_000
     losses = [float(number) for pair in re.findall(r"第 +\d+ 步　训练损失 ([\d.]+)　验证损失 ([\d.]+)", out) for number in pair]
     assert losses == pytest.approx([10.563, 10.652, 9.117, 9.272, 7.948, 8.145], abs=0.02)
-    content = torch.load(module.OUTPUTS / "gpt_quick.pth", weights_only=True)
+    content = torch.load(module.OUTPUTS / "gpt_mini_story-en_quick.pth", weights_only=True)
     assert content.keys() == {"config", "model"} and content["config"] == module.MODEL_CONFIGS["mini"]
     module.GPTModel(content["config"]).load_state_dict(content["model"])
 
     texts = []
     for args in [[], ["--temperature", "1.4", "--top-k", "25"], ["--temperature", "1.4", "--top-k", "25", "--seed", "7"]]:
-        again = run("main/gpt_generate.py", "--from-file", module.OUTPUTS / "gpt_quick.pth", "--max-new-tokens", "12", *args, cwd=tmp_path)
+        again = run("main/gpt_generate.py", "--from-file", module.OUTPUTS / "gpt_mini_story-en_quick.pth", "--max-new-tokens", "12", *args, cwd=tmp_path)
         assert again.returncode == 0 and "✗" not in again.stdout, again.stdout + again.stderr
         assert "Every effort moves you" in again.stdout
         texts.append(again.stdout.split("\n\n")[1])
@@ -522,33 +522,42 @@ def test_looking_first_does_not_change_the_training(gpt_train, text, command_lin
     train_loader = gpt_train.create_dataloader_v1(story[:split], 2, max_length=16, stride=16)
     val_loader = gpt_train.create_dataloader_v1(story[split:], 2, max_length=16, stride=16, shuffle=False, drop_last=False)
     gpt_train.train_model_simple(model, train_loader, val_loader, optimizer, CPU, 3, 5, 5, "Every effort moves you", gpt_train.tiktoken.get_encoding("gpt2"))
-    saved = torch.load(gpt_train.OUTPUTS / "gpt_mini.pth", weights_only=True)["model"]
+    saved = torch.load(gpt_train.OUTPUTS / "gpt_mini_short.pth", weights_only=True)["model"]
     assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_not_finite_loss_stops_the_training(gpt_train, text, command_line, monkeypatch):
     """学习率大得离谱：第一个不是有限数的损失就停下，一句中文，不存文件；已有的不动。"""
     gpt_train.OUTPUTS.mkdir()
-    (gpt_train.OUTPUTS / "gpt_mini.pth").write_bytes(b"old")
+    (gpt_train.OUTPUTS / "gpt_mini_short.pth").write_bytes(b"old")
     monkeypatch.setitem(gpt_train.TRAIN_SETTINGS["mini"], "learning_rate", 1e30)
     code, out, err = command_line(gpt_train, "--text", text, "--device", "cpu")
     assert code == 2 and re.search("第 1 步的损失是 (nan|inf)", complaint(err)), out + err
-    assert {path.name: path.read_bytes() for path in gpt_train.OUTPUTS.iterdir()} == {"gpt_mini.pth": b"old"}
+    assert {path.name: path.read_bytes() for path in gpt_train.OUTPUTS.iterdir()} == {"gpt_mini_short.pth": b"old"}
 
 
-def test_broken_save_leaves_the_old_file(gpt_train, text, command_line, monkeypatch):
-    """写到一半出错（磁盘满）：旧的权重还在。"""
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_broken_save_leaves_the_old_file(error, gpt_train, text, command_line, monkeypatch):
+    """写到一半出错（磁盘满，torch.save 报的是 RuntimeError）：旧的权重还在，不留半个文件，图也没有换。"""
     gpt_train.OUTPUTS.mkdir()
-    (gpt_train.OUTPUTS / "gpt_mini.pth").write_bytes(b"old")
+    (gpt_train.OUTPUTS / "gpt_mini_short_1.pth").write_bytes(b"old")
 
     def save(content, path):
         Path(path).write_bytes(b"half")
-        raise OSError("磁盘满了")
+        raise error("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", save)
     code, _, err = command_line(gpt_train, "--text", text, "--device", "cpu", "--epochs", 1)
     assert code == 2 and "磁盘满了" in complaint(err)
-    assert (gpt_train.OUTPUTS / "gpt_mini.pth").read_bytes() == b"old"
+    assert {path.name: path.read_bytes() for path in gpt_train.OUTPUTS.iterdir()} == {"gpt_mini_short_1.pth": b"old"}
+
+
+def test_trials_do_not_replace_the_mini(gpt_train, text, command_line):
+    """换了文本、轮数，或加了 --quick：存成另外的名字。gpt_mini.pth 只由默认的训练写。"""
+    for case in ([], ["--epochs", 1], ["--quick"], ["--size", "124M", "--quick"]):
+        assert command_line(gpt_train, "--text", text, "--device", "cpu", *case)[0] == 0
+    names = sorted(path.name for path in gpt_train.OUTPUTS.glob("*.pth"))
+    assert names == ["gpt_124M_short_quick.pth", "gpt_mini_short.pth", "gpt_mini_short_1.pth", "gpt_mini_short_quick.pth"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows 上发不出 Ctrl-C 信号")
@@ -570,7 +579,7 @@ def test_ctrl_c(script, text, tmp_path, exp_resume, command_line):
     assert process.returncode == 130 and "Traceback" not in err, err
     last = out.strip().splitlines()[-1]
     if not resumable:
-        assert "什么也没留下" in last and list(tmp_path.iterdir()) == []
+        assert "训练完才存" in last and list(tmp_path.iterdir()) == []
         return
     assert "--resume" in last and str(tmp_path / "resume_tiny.pth") in last
     code, out, _ = command_line(exp_resume, "--train", "--text", text, "--out", tmp_path, "--device", "cpu", "--resume", "--epochs", 3)

@@ -207,13 +207,13 @@ def test_the_scripts_own_crosses_count(command, script):
 
 def test_missing_data_is_skipped_with_a_command(command, script, monkeypatch, tmp_path):
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path))
-    entry = script("raise SystemExit('不该运行')", needs=["gpt2-355M.safetensors"])
-    if self_check.missing("gpt2-355M.safetensors") is None:
+    entry = script("raise SystemExit('不该运行')", needs=["gpt2-355M.pth"])
+    if self_check.missing("gpt2-355M.pth") is None:
         pytest.skip("这台机器上有 355M 的权重")
     code, out, _ = command([entry, entry | {"id": "9-02", "needs": [], "full": True}])
     assert code == 0
-    assert "1 个　没有 gpt2-355M.safetensors，运行 python setup/download.py gpt2-355M" in out and "很慢，加上 --full 才查" in out and "跳过 2 个" in out
-    (tmp_path / "gpt2-355M.safetensors").write_bytes(b"")
+    assert "1 个　没有 gpt2-355M.pth，运行 python ch05/main/gpt_download.py --size 355M" in out and "很慢，加上 --full 才查" in out and "跳过 2 个" in out
+    (tmp_path / "gpt2-355M.pth").write_bytes(b"")
     assert command([entry])[0] == 1  # 有了文件就会运行
 
 
