@@ -1,9 +1,9 @@
 """第 4 章 · 4.6 节　完整的 GPT：把块叠起来，前后接上嵌入和输出层
 
 读完你应该能回答：
-    1. 从词元编号到 logits，数据依次经过哪些层？
+    1. 从词元编号到 logits（未归一化的分数），数据依次经过哪些层？
     2. 163,009,536 个参数分布在哪里？为什么它又叫 124M？
-    3. 模型里应当有几个 dropout？多一个会怎样，为什么很难发现？
+    3. 随机丢弃（dropout，训练时随机把一部分数换成 0）应当有几个？多一个会怎样，为什么很难发现？
 
 运行：
     python ch04/main/example_06_gpt_model.py
@@ -200,7 +200,7 @@ class GPTModel(nn.Module):
         self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
         self.final_norm = LayerNorm(cfg["emb_dim"])
         # 与 tok_emb 形状相同、方向相反：那边是编号 → 向量，这边是向量 → 每个编号的分数。
-        # GPT-2 让两者共用一份权重（weight tying），少 3860 万个参数，正是 163M 与 124M 之差；书里为了清楚，分开存。
+        # GPT-2 让两者用同一份：权重共享（weight tying），少 3860 万个参数，正是 163M 与 124M 之差；书里分开存。
         self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
 
     def forward(self, in_idx):
@@ -210,7 +210,7 @@ class GPTModel(nn.Module):
             in_idx (Tensor): 词元编号，(b, t)
 
         返回:
-            Tensor: logits，(b, t, V)；第 i 个位置是"看完前 i 个词元之后，下一个词元是谁"的分数
+            Tensor: logits，(b, t, V)；其中 [:, i] 是"看完 in_idx[:, : i + 1]，下一个词元是谁"的分数
 
         异常:
             ValueError: 序列比 context_length 长
@@ -225,7 +225,7 @@ class GPTModel(nn.Module):
         x = tok_embeds + pos_embeds  # (b, t, d)
         x = self.drop_emb(x)
 
-        # ② 依次过每个块。主路上只有加法，数会越加越大，所以最后再归一化一次。
+        # ② 依次过每个块，每个块把修改量加到主路（残差流，residual stream）上：x 越加越大，所以最后再归一化一次。
         x = self.trf_blocks(x)  # (b, t, d)
         x = self.final_norm(x)
 
@@ -260,10 +260,9 @@ total_params = sum(p.numel() for p in model.parameters())
 print(f"\n参数总数　{total_params:,}")
 print(f"tok_emb 的形状　{tuple(model.tok_emb.weight.shape)}　(V, d)")
 print(f"out_head 的形状　{tuple(model.out_head.weight.shape)}　(V, d)")
-# 两者形状相同，意思也相近：一个查"编号 → 向量"，一个比"向量 → 像哪个编号"。GPT-2 让它们共用一份（weight tying），
-# 数参数时只数一次，就是 124M。分开存多占 147 MB，但原书作者的经验是分开训练效果更好，今天较大的模型也多半分开。
+# 权重共享时，这两份只数一份。分开存更占内存，但原书作者的经验是分开训练效果更好，今天较大的模型也多半分开。
 tied_params = total_params - model.out_head.weight.numel()
-print(f"共用一份时　{tied_params:,}　这就是 124M 的由来")
+print(f"共用一份时　{tied_params:,}　约 {tied_params / 1e6:.0f}M")
 total_size_mb = total_params * 4 / 2**20  # float32 每个数 4 字节；1 MB 按 2 的 20 次方字节算，与书上相同
 print(f"占内存　{total_size_mb:.2f} MB")
 
@@ -276,13 +275,15 @@ for name, count in parts.items():
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
-confirm("logits 的形状是 (2, 4, 50257)", out.shape == (2, 4, 50257), "输出层的方向反了，应该是 d → V")
+shape = (*batch.shape, GPT_CONFIG_124M["vocab_size"])
+confirm(f"logits 的形状是 {shape}", out.shape == shape, "输出层的方向反了，应该是 d → V")
 expected = 1 + 2 * len(model.trf_blocks)
 claim = f"模型里正好有 {expected} 个 Dropout：1 个 drop_emb，每块 2 个"
 confirm(claim, len(dropouts) == expected, "FeedForward 末尾多留了一个 Dropout，或块里少了一个")
-same = (total_params, tied_params) == (163_009_536, 124_412_160)
-confirm("参数总数 163,009,536，共用时 124,412,160", same, "配置改过，或哪一层多了、少了偏置")
-confirm("占内存 621.83 MB", f"{total_size_mb:.2f}" == "621.83", "配置改过，或按 1000 × 1000 换算了 MB")
+if list(GPT_CONFIG_124M.values()) == [50257, 1024, 768, 12, 12, 0.1, False]:  # 配置没有改过，才与书上的数比
+    same = (total_params, tied_params) == (163_009_536, 124_412_160)
+    confirm("参数总数 163,009,536，共用时 124,412,160", same, "哪一层多了、少了偏置")
+    confirm("占内存 621.83 MB", f"{total_size_mb:.2f}" == "621.83", "按 1000 × 1000 换算了 MB")
 same = sum(parts.values()) == total_params
 confirm("各部件加起来正好是总数", same, "有部件没有登记成子模块，比如把块放进了普通列表")
 

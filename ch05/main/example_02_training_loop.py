@@ -3,7 +3,7 @@
 读完你应该能回答：
     1. 一步训练做了哪四件事？每件事之后，什么变了、什么没变？
     2. 漏掉 zero_grad 不会报错，那它表现成什么样？train() 和 eval() 又差在哪里？
-    3. 训练损失一路下降，验证损失却停住了，说明什么？
+    3. 训练损失降得快，验证损失跟不上，两者越离越远，说明什么？
 
 运行：
     python ch05/main/example_02_training_loop.py        # 图片写到 ch05/outputs/
@@ -40,9 +40,10 @@ CONFIG = {
 }
 LEARNING_RATE = 1.5e-3  # 每步走多远：太大会震荡甚至发散，太小学得慢；模型小，禁得起比书上的 4e-4 大
 NUM_EPOCHS = 5
-EVAL_FREQ, EVAL_ITER = 5, 5  # 每 5 步评估一次，每次训练集、验证集各看 5 批
+EVAL_FREQ, EVAL_ITER = 5, 5  # 每 5 步评估一次；训练集、验证集各看 5 批，不足 5 批就全看
 START_CONTEXT = "Every effort moves you"
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch05" for folder in here.parents if (folder / "ch05").is_dir()), Path()) / "outputs"
 
 
 # region 沿用 ch02/main: GPTDatasetV1, create_dataloader_v1
@@ -295,7 +296,8 @@ val_loader = create_dataloader_v1(
 )
 device = torch.device("cpu")
 model = GPTModel(CONFIG)
-# 优化器决定"拿到梯度之后怎么走"。SGD 走 学习率 × 梯度；AdamW 先用每个参数自己的梯度的平均大小去除，
+# 梯度（gradient）：每个参数一个数，这个参数增加一点点时，损失涨得多快。要让损失变小，就得逆着它走；优化器决定走多远。
+# SGD（随机梯度下降）：参数 −= 学习率 × 梯度，减号就是"逆着走"。AdamW 先用每个参数自己的梯度的平均大小去除，
 # 梯度大的、小的都走得差不多远：Transformer 各层的梯度相差悬殊，所以训练 GPT 几乎都用它。
 # weight_decay：每步把权重往 0 拉一点点，不让它们长得太大，减轻过拟合。
 optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
@@ -309,10 +311,19 @@ weight = model.out_head.weight  # (V, d)　盯住输出层看
 before = weight.detach().clone()  # weight 是参数本身，更新会直接改它，所以先留一份副本
 
 model.eval()  # 先关掉 dropout，走一步前后的损失才能比
+# 为什么要 ①：backward 是往 .grad 上加，不是覆盖。好处是能攒几个小批的梯度再更新（梯度累积），代价是每步要自己清。
+calc_loss_batch(input_batch, target_batch, model, device).backward()
+once = weight.grad.clone()
+calc_loss_batch(input_batch, target_batch, model, device).backward()  # 没有清，又来一次
+twice = weight.grad.clone()
 optimizer.zero_grad()
-print(f"\n① 清梯度　输出层的梯度是 {weight.grad}")
+ratio = (twice.norm() / once.norm()).item()
+print(f"\n① 清梯度　不清，同一批 backward 两次，梯度是一次的 {ratio:.4f} 倍；清了，是 {weight.grad}")
+# 还没训练，损失约是 ln V，但总要高一点：logits 是随机的，不会全相等，等于没有根据地偏向一些词元，平均只会更差。
+# logits 的方差是 σ² 时，约高 σ²/2；nn.Linear 默认的初始化下，σ² 约 1/3。
+# 计算图（computation graph）：PyTorch 记下的"损失是怎样一步步算出来的"；backward 沿着它倒着走，求出每个参数的梯度。
 loss = calc_loss_batch(input_batch, target_batch, model, device)
-print(f"② 算损失　{loss.item():.3f}　背后连着整张计算图；瞎猜是 ln V = {math.log(CONFIG['vocab_size']):.3f}")
+print(f"② 算损失　{loss.item():.3f}　背后连着整张计算图；一视同仁地瞎猜是 ln V = {math.log(CONFIG['vocab_size']):.3f}")
 loss.backward()
 still = torch.equal(weight, before)
 print(f"③ 求梯度　梯度 {tuple(weight.grad.shape)}，与权重同样的形状；权重动了吗？{'没有' if still else '动了'}")
@@ -323,17 +334,8 @@ with torch.no_grad():
 # AdamW 的第一步，"梯度的平均大小"就是这一个梯度的大小，除完只剩正负号：每个权重都走约一个学习率。
 print(f"④ 更新　　输出层的每个权重平均挪了 {moved:.5f}（学习率 {LEARNING_RATE}）；同一批的损失变成 {loss_after:.3f}")
 
-# %% 为什么要 ①：backward 是往 .grad 上加，不是覆盖
-# 这样设计是有用的：可以把几个小批的梯度攒起来，再更新一次（梯度累积）。代价是每一步都要自己清。
-fresh = GPTModel({**CONFIG, "drop_rate": 0.0})
-calc_loss_batch(input_batch, target_batch, fresh, device).backward()
-once = fresh.out_head.weight.grad.clone()
-calc_loss_batch(input_batch, target_batch, fresh, device).backward()  # 没有清，又来一次
-twice = fresh.out_head.weight.grad
-print(f"\n同一批 backward 两次，梯度是一次的 {(twice.norm() / once.norm()).item():.4f} 倍")
-
 # %% 漏掉 zero_grad 会怎样
-# 要训练好几遍，换一个几毫秒走一步的模型：按字符分词，词表只有几十个。
+# 要训练好几遍，换一个小得多的模型：按字符分词，词表只有几十个。
 chars = sorted(set(text_data))
 ids = torch.tensor([chars.index(char) for char in text_data])
 char_inputs, char_targets = ids[:-1].unfold(0, 64, 64), ids[1:].unfold(0, 64, 64)  # (n, 64)
@@ -430,7 +432,7 @@ def generate_and_print_sample(model, tokenizer, device, start_context):
     context_size = model.pos_emb.weight.shape[0]  # 位置嵌入有几行，模型就最多看几个词元
     encoded = text_to_token_ids(start_context, tokenizer).to(device)
     token_ids = generate_text_simple(model, encoded, max_new_tokens=50, context_size=context_size)
-    print("    " + token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
+    print("    " + token_ids_to_text(token_ids, tokenizer).replace("\n", " "))  # 换行印成空格
     model.train()
 
 
@@ -488,14 +490,17 @@ def train_model_simple(
 
 
 # %% 训练一个新的
-torch.manual_seed(123)  # 重新开始：模型的初始值、打乱的次序、dropout 都只取决于种子
+# 重新开始。模型的初始值、打乱的次序、dropout 依次取用同一串随机数；评估也要取几个（训练集每次都重新打乱），
+# 所以种子相同、EVAL_FREQ 不同，后面的损失也会不同。
+torch.manual_seed(123)
 model = GPTModel(CONFIG).to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
 print()
 train_losses, val_losses, tokens_seen = train_model_simple(
     model, train_loader, val_loader, optimizer, device, NUM_EPOCHS, EVAL_FREQ, EVAL_ITER, START_CONTEXT, tokenizer
 )
-# 两个损失一起降，是在学；训练损失还在降、验证损失不降了，是在背（过拟合）。这两万个字符的文本，多训练几轮就背得下来。
+# 两个损失一起降，是在学；拉开的差距，是在背。训练损失还在降、验证损失不降了，就是过拟合（overfitting）：
+# 这两万个字符的文本，多训练几轮就背得下来。
 
 
 # %% 画出来
@@ -527,7 +532,8 @@ def plot_losses(epochs_seen, tokens_seen, train_losses, val_losses):
 
 OUTPUTS.mkdir(exist_ok=True)
 picture = OUTPUTS / "training_loop.png"
-epochs_seen = torch.linspace(0, NUM_EPOCHS, len(train_losses))
+# 书上是 torch.linspace(0, NUM_EPOCHS, len(train_losses))：均匀地分，只是近似。这里用看过的词元数除以一轮的词元数。
+epochs_seen = torch.tensor(tokens_seen) / (len(train_loader) * input_batch.numel())  # (n,)
 plot_losses(epochs_seen, tokens_seen, train_losses, val_losses).savefig(picture, dpi=150)
 print(f"\n图片　{picture}")
 
@@ -543,7 +549,7 @@ confirm(
     loss_after < loss.item(),
     "学习率太大，或梯度在更新之前就清掉了",
 )
-confirm("backward 两次，梯度正好翻倍", torch.allclose(twice, 2 * once), "两次之间清了梯度，或模型里有 dropout")
+confirm("backward 两次，梯度正好翻倍", torch.allclose(twice, 2 * once), "两次之间清了梯度，或 dropout 没关")
 confirm(
     f"AdamW 不清梯度，100 步后的损失高得多：{runs['AdamW', False][-1]:.2f} 对 {runs['AdamW', True][-1]:.2f}",
     runs["AdamW", False][-1] > runs["AdamW", True][-1] + 0.3,
@@ -559,9 +565,10 @@ confirm(
     train_losses[-1] < train_losses[0] - 1,
     "少了四件事里的一件，或学习率太大、太小",
 )
+first, last = val_losses[0] - train_losses[0], val_losses[-1] - train_losses[-1]
 confirm(
-    f"最后的验证损失比训练损失高 {val_losses[-1] - train_losses[-1]:.2f}：没见过的文本总是难一些",
-    val_losses[-1] > train_losses[-1],
+    f"验证损失与训练损失的差距从 {first:.2f} 拉大到 {last:.2f}",
+    last > max(first, 0),
     "验证集混进了训练集",
 )
 
@@ -570,5 +577,6 @@ confirm(
 #    刚求出的梯度还没用就清掉了，可是什么也不报错。
 # 2. losses_of_100_steps 里，把 char_targets[rows] 改成 char_inputs[rows]（目标没有右移）：损失降得飞快，
 #    模型却什么也没学会，只学会了抄自己的输入。
-# 3. 把 LEARNING_RATE 改成 1000：走不了几步，损失就成了 nan，训练循环停下，说是第几步。
+# 3. 把 LEARNING_RATE 改成 1000：程序会报错停下（Traceback，最后一行是 ValueError），这正是要看的：
+#    损失成了 nan，训练循环就停下，说出是第几步，免得白白训练下去。
 # 4. 把 NUM_EPOCHS 改成 15：训练损失降到 1 以下，验证损失还是 6 左右，两条线越离越远。

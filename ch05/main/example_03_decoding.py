@@ -26,7 +26,8 @@ import zhplot  # noqa: F401　导入它，图上就能写中文
 # 改这里
 START_CONTEXT = "Every effort moves you"
 TEMPERATURES = [1, 0.1, 5]  # 比较哪几种温度
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch05" for folder in here.parents if (folder / "ch05").is_dir()), Path()) / "outputs"
 
 
 # region 沿用 ch03/main: MultiHeadAttention

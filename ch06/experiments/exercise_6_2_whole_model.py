@@ -305,6 +305,8 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
         for input_batch, target_batch in train_loader:
             optimizer.zero_grad()
             loss = calc_loss_batch(input_batch, target_batch, model, device)
+            if not loss.isfinite():
+                raise ValueError(f"第 {global_step + 1} 步的损失是 {loss.item()}，训练停下：学习率多半太大了，改小再来")
             loss.backward()
             optimizer.step()
             examples_seen += input_batch.shape[0]
@@ -316,7 +318,7 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
                 print(f"第 {epoch + 1} 轮　第 {global_step:3} 步　训练损失 {train_loss:.3f}　验证损失 {val_loss:.3f}", flush=True)
         train_accuracy = calc_accuracy_loader(train_loader, model, device, num_batches=eval_iter)
         val_accuracy = calc_accuracy_loader(val_loader, model, device, num_batches=eval_iter)
-        print(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（各看 {eval_iter} 批）")
+        print(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（至多各看 {eval_iter} 批）")
         train_accs.append(train_accuracy)
         val_accs.append(val_accuracy)
     return train_losses, val_losses, train_accs, val_accs, examples_seen
@@ -329,16 +331,16 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
 def make_loaders(data_path, tokenizer, context_length, max_length=None, quick=False):
     """6.2–6.3 节：平衡、切分、写成三个 CSV，再凑成批。（详解见 ch06/main/gpt_class_finetune.py）"""
     balanced = create_balanced_dataset(load_messages(data_path))
-    if len(balanced) < 12:
-        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，凑不出一批训练数据，每一类至少要 6 条")
-    numbered = [({"ham": 0, "spam": 1}[label], text) for label, text in balanced]
-    for name, part in zip(("train", "validation", "test"), random_split(numbered, 0.7, 0.1)):
+    parts = random_split([({"ham": 0, "spam": 1}[label], text) for label, text in balanced], 0.7, 0.1)
+    if len(parts[0]) < BATCH_SIZE or not parts[1]:
+        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，切成三份，凑不出一批训练数据（{BATCH_SIZE} 条）")
+    for name, part in zip(("train", "validation", "test"), parts):
         to_csv(part, OUTPUTS / f"{name}.csv")
     if max_length is None:
         max_length = min(SpamDataset(OUTPUTS / "train.csv", tokenizer).max_length, context_length)
     datasets = [SpamDataset(OUTPUTS / f"{name}.csv", tokenizer, max_length) for name in ("train", "validation", "test")]
     if quick:
-        datasets = [Subset(dataset, range(min(40, len(dataset)))) for dataset in datasets]
+        datasets = [Subset(dataset, range(min(5 * BATCH_SIZE, len(dataset)))) for dataset in datasets]
     torch.manual_seed(123)
     train_loader = DataLoader(datasets[0], batch_size=BATCH_SIZE, shuffle=True, num_workers=0, drop_last=True)
     rest = [DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=0, drop_last=False) for dataset in datasets[1:]]

@@ -379,6 +379,9 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
     返回:
         tuple[list, list, list, list, int]: 训练损失、验证损失（每次评估一个）、训练准确率、验证准确率（每轮一个）、看过的样本数
 
+    异常:
+        ValueError: 损失成了 nan 或无穷大
+
     出处: 原书 6.7 节
     """
     train_losses, val_losses, train_accs, val_accs = [], [], [], []
@@ -389,6 +392,8 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
         for input_batch, target_batch in train_loader:
             optimizer.zero_grad()  # ① 清零：梯度是累加的，不清，上一批的会混进来
             loss = calc_loss_batch(input_batch, target_batch, model, device)  # ② 前向传播
+            if not loss.isfinite():  # 损失一旦坏了（nan 或无穷大），往后全是坏的
+                raise ValueError(f"第 {global_step + 1} 步的损失是 {loss.item()}，训练停下：学习率多半太大了，改小再来")
             loss.backward()  # ③ 反向传播：走到最后一块就停，前面冻结的层不求梯度
             optimizer.step()  # ④ 更新：没有梯度的参数，优化器会跳过
             examples_seen += input_batch.shape[0]
@@ -402,7 +407,7 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
 
         train_accuracy = calc_accuracy_loader(train_loader, model, device, num_batches=eval_iter)
         val_accuracy = calc_accuracy_loader(val_loader, model, device, num_batches=eval_iter)
-        print(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（各看 {eval_iter} 批）")
+        print(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（至多各看 {eval_iter} 批）")
         train_accs.append(train_accuracy)
         val_accs.append(val_accuracy)
     return train_losses, val_losses, train_accs, val_accs, examples_seen
@@ -417,6 +422,18 @@ train_losses, val_losses, train_accs, val_accs, examples_seen = train_classifier
     model, train_loader, val_loader, optimizer, DEVICE, NUM_EPOCHS, EVAL_FREQ, EVAL_ITER
 )
 print(f"用时 {(time.time() - start) / 60:.2f} 分钟")
+
+# %% 存下来，6.8 节用
+classifier = OUTPUTS / "review_classifier_mini.pth"
+part = classifier.with_suffix(".part")
+try:
+    torch.save({"config": config, "model": model.state_dict(), "max_length": train_dataset.max_length}, part)
+    os.replace(part, classifier)  # 写完再改名：写到一半断电，旧的还在
+except (OSError, RuntimeError):  # 磁盘满了，torch.save 报的是 RuntimeError
+    part.unlink(missing_ok=True)
+    print(f"存不下 {classifier}：磁盘满了，或没有写的权限", file=sys.stderr)
+    sys.exit(2)
+print(f"分类器　{classifier}")
 
 
 # %% 画出来
@@ -453,7 +470,7 @@ epochs = torch.arange(1, NUM_EPOCHS + 1)
 plot_values(epochs, epochs * len(train_loader) * BATCH_SIZE, train_accs, val_accs, label="accuracy")
 print(f"图片　{OUTPUTS / 'loss-plot.png'}、accuracy-plot.png")
 # 两条线一起往下走，是在学；训练损失还在降、验证损失掉头往上，就是过拟合，该停了。这次的两条线，走到哪里了？
-# 训练损失跳得厉害些：每次只看 5 批，训练集又每次重新打乱，看到的不是同样的 40 条；验证集不打乱，每次都是同样的。
+# 训练损失跳得厉害些：每次只看 EVAL_ITER 批，训练集又每次重新打乱，看到的不是同样的几十条；验证集不打乱，每次都是同样的。
 
 # %% 全部数据上的准确率，与"一律答一类"比
 accuracy = [calc_accuracy_loader(loader, model, DEVICE) for loader in (train_loader, val_loader, test_loader)]
@@ -464,11 +481,6 @@ print(f"测试集上，一律答一类　　　{baseline:.2%}；微调出来的�
 print("书上的 124M，原书的数据　　训练 97.21%　验证 97.32%　测试 95.67%")
 # 同样的程序，124M 读过几十亿个词元，前面几块给得出有用的特征，只动最后一块就够；mini 只读过一篇小说，短信里的词一大半没见过，
 # 前面的块又冻结着，能学的就少。全部参数都训练会好多少？练习 6.2 量给你看。
-
-# %% 存下来，6.8 节用
-classifier = OUTPUTS / "review_classifier_mini.pth"
-torch.save({"config": config, "model": model.state_dict(), "max_length": train_dataset.max_length}, classifier)
-print(f"\n分类器　{classifier}")
 
 
 # %% 这个数字对吗？
@@ -488,7 +500,7 @@ seen = NUM_EPOCHS * len(train_loader) * BATCH_SIZE
 confirm(f"看过 {NUM_EPOCHS} 轮 × {len(train_loader)} 批 × {BATCH_SIZE} 条 = {seen:,} 条", examples_seen == seen, "drop_last 没有开")
 first, final = train_losses[0], train_losses[-1]
 confirm(f"训练损失降了：{first:.3f} → {final:.3f}", final < first, "学习率太大，或忘了 optimizer.step()")
-again = torch.load(classifier, weights_only=True)["model"]
+again = torch.load(classifier, map_location="cpu", weights_only=True)["model"]
 same = all(torch.equal(again[name], value.cpu()) for name, value in model.state_dict().items())
 confirm("存下的权重，读回来一个数也不差", same, "存早了，是训练之前的")
 

@@ -36,7 +36,7 @@ NUM_EPOCHS = 5
 LEARNING_RATE = 5e-5  # 书上预训练用 4e-4；这里只要在学好的权重上轻轻改，步子大了，会把学好的冲掉
 BATCH_SIZE = 8
 EVAL_FREQ, EVAL_ITER = 50, 5  # 每 50 步评估一次，每次各看 5 批
-REVIEWS = [  # 训练完，判断这两条
+REVIEWS = [  # 训练完，判断这两条；书上 124M 的回答是 spam、not spam
     "You are a winner you have been specially selected to receive $1000 cash or a $2000 award.",
     "Hey, just wanted to check if we're still on for dinner tonight? Let me know!",
 ]
@@ -456,6 +456,9 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
     返回:
         tuple[list, list, list, list, int]: 训练损失、验证损失（每次评估一个）、训练准确率、验证准确率（每轮一个）、看过的样本数
 
+    异常:
+        ValueError: 损失成了 nan 或无穷大
+
     出处: 原书 6.7 节
     """
     train_losses, val_losses, train_accs, val_accs = [], [], [], []
@@ -466,6 +469,8 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
         for input_batch, target_batch in train_loader:
             optimizer.zero_grad()  # ① 清零：梯度是累加的，不清，上一批的会混进来
             loss = calc_loss_batch(input_batch, target_batch, model, device)  # ② 前向传播
+            if not loss.isfinite():  # 损失一旦坏了（nan 或无穷大），往后全是坏的
+                raise ValueError(f"第 {global_step + 1} 步的损失是 {loss.item()}，训练停下：学习率多半太大了，改小再来")
             loss.backward()  # ③ 反向传播：走到最后一块就停，前面冻结的层不求梯度
             optimizer.step()  # ④ 更新：没有梯度的参数，优化器会跳过
             examples_seen += input_batch.shape[0]
@@ -479,7 +484,7 @@ def train_classifier_simple(model, train_loader, val_loader, optimizer, device, 
 
         train_accuracy = calc_accuracy_loader(train_loader, model, device, num_batches=eval_iter)
         val_accuracy = calc_accuracy_loader(val_loader, model, device, num_batches=eval_iter)
-        print(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（各看 {eval_iter} 批）")
+        print(f"第 {epoch + 1} 轮结束　训练准确率 {train_accuracy:.2%}　验证准确率 {val_accuracy:.2%}（至多各看 {eval_iter} 批）")
         train_accs.append(train_accuracy)
         val_accs.append(val_accuracy)
     return train_losses, val_losses, train_accs, val_accs, examples_seen
@@ -601,7 +606,7 @@ def make_loaders(data_path, tokenizer, context_length, max_length=None, quick=Fa
         tokenizer (tiktoken.Encoding): 分词器
         context_length (int): 模型最多看多少个词元；更长的短信截断
         max_length (int 或 None): 填充到多长；None 表示训练集最长的那条
-        quick (bool): 每份只取前 40 条，看看流程
+        quick (bool): 每份只取前 5 批，看看流程
 
     返回:
         tuple[list[DataLoader], int]: 训练、验证、测试的加载器，和填充到多长
@@ -610,20 +615,63 @@ def make_loaders(data_path, tokenizer, context_length, max_length=None, quick=Fa
         ValueError: 短信太少，凑不出一批
     """
     balanced = create_balanced_dataset(load_messages(data_path))
-    if len(balanced) < 12:  # 七成是 8 条，正好一批
-        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，凑不出一批训练数据，每一类至少要 6 条")
-    numbered = [({"ham": 0, "spam": 1}[label], text) for label, text in balanced]
-    for name, part in zip(("train", "validation", "test"), random_split(numbered, 0.7, 0.1)):
+    parts = random_split([({"ham": 0, "spam": 1}[label], text) for label, text in balanced], 0.7, 0.1)
+    if len(parts[0]) < BATCH_SIZE or not parts[1]:
+        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，切成三份，凑不出一批训练数据（{BATCH_SIZE} 条）")
+    for name, part in zip(("train", "validation", "test"), parts):
         to_csv(part, OUTPUTS / f"{name}.csv")
     if max_length is None:
         max_length = min(SpamDataset(OUTPUTS / "train.csv", tokenizer).max_length, context_length)
     datasets = [SpamDataset(OUTPUTS / f"{name}.csv", tokenizer, max_length) for name in ("train", "validation", "test")]
     if quick:
-        datasets = [Subset(dataset, range(min(40, len(dataset)))) for dataset in datasets]
+        datasets = [Subset(dataset, range(min(5 * BATCH_SIZE, len(dataset)))) for dataset in datasets]
     torch.manual_seed(123)
     train_loader = DataLoader(datasets[0], batch_size=BATCH_SIZE, shuffle=True, num_workers=0, drop_last=True)
     rest = [DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=0, drop_last=False) for dataset in datasets[1:]]
     return [train_loader, *rest], max_length
+
+
+def load_model(path, tuned=False):
+    """读回存下的模型：照配置建出一样的结构，填进同样的权重。
+
+    参数:
+        path (Path): 第 5 章存的权重，或微调好的分类器
+        tuned (bool): 是不是微调好的分类器；是的话，输出层已经换过
+
+    返回:
+        tuple[GPTModel, dict]: 模型，和文件里的全部内容
+
+    异常:
+        ValueError: 文件坏了，或是别的文件
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # weights_only：只读数，不执行文件里夹带的代码
+        model = GPTModel(saved["config"] | {"drop_rate": 0.0})  # 与书上相同：只微调几轮，不用 dropout
+        if tuned:
+            add_classification_head(model, num_classes=2)  # 装之前，先换成同样的形状
+        model.load_state_dict(saved["model"])
+    except Exception:  # 坏文件、别的文件，能引出各种异常
+        raise ValueError(f"{path} 读不出来：要{'这个脚本' if tuned else '第 5 章'}存的 .pth，重新存一次") from None
+    return model, saved
+
+
+def save_model(weights, path):
+    """存权重。先写临时文件再改名：写到一半断电，旧的还在。
+
+    参数:
+        weights (dict): 配置、状态字典，和填充到多长
+        path (Path): 存到哪里
+
+    异常:
+        ValueError: 写不下
+    """
+    part = path.with_suffix(".part")
+    try:
+        torch.save(weights, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError):  # 磁盘满了，torch.save 报的是 RuntimeError
+        part.unlink(missing_ok=True)
+        raise ValueError(f"存不下 {path}：磁盘满了，或没有写的权限") from None
 
 
 def finetune(args, classifier):
@@ -635,8 +683,8 @@ def finetune(args, classifier):
     """
     device, tokenizer = pick_device(args.device), tiktoken.get_encoding("gpt2")
     weights = find_data(WEIGHTS[args.size])
-    ckpt = torch.load(weights, map_location="cpu", weights_only=True)
-    config = ckpt["config"] | {"drop_rate": 0.0}  # 与书上相同：只微调几轮，不用 dropout
+    model, ckpt = load_model(weights)
+    config = ckpt["config"] | {"drop_rate": 0.0}
 
     # 6.2–6.3　数据
     data_path = args.data or find_data("SMSSpamCollection.tsv", "messages.tsv")
@@ -645,9 +693,7 @@ def finetune(args, classifier):
     print(f"数据　{data_path}　每批 ({BATCH_SIZE}, {max_length})　(b, t)")
     print("批　　训练 {}　验证 {}　测试 {}".format(*map(len, loaders)))
 
-    # 6.4–6.5　预训练的权重，换成分类头
-    model = GPTModel(config)
-    model.load_state_dict(ckpt["model"])
+    # 6.4–6.5　预训练的模型，换成分类头
     torch.manual_seed(123)  # 新的输出层是随机的
     add_classification_head(model, num_classes=2)
     model.to(device)
@@ -659,8 +705,8 @@ def finetune(args, classifier):
     accuracy_before = [calc_accuracy_loader(loader, model, device, num_batches=10) for loader in loaders]
     with torch.no_grad():
         loss_before = [calc_loss_loader(loader, model, device, num_batches=5) for loader in loaders]
-    print("\n微调前的准确率　训练 {:.2%}　验证 {:.2%}　测试 {:.2%}（各看 10 批）".format(*accuracy_before))
-    print("微调前的损失　　训练 {:.3f}　 验证 {:.3f}　 测试 {:.3f}（各看 5 批）\n".format(*loss_before))
+    print("\n微调前的准确率　训练 {:.2%}　验证 {:.2%}　测试 {:.2%}（至多各看 10 批）".format(*accuracy_before))
+    print("微调前的损失　　训练 {:.3f}　 验证 {:.3f}　 测试 {:.3f}（至多各看 5 批）\n".format(*loss_before))
 
     # 6.7　微调。书上把全部参数交给优化器；冻结的没有梯度，既不更新，也不占动量的内存。
     start, num_epochs = time.time(), 1 if args.quick else NUM_EPOCHS
@@ -670,6 +716,7 @@ def finetune(args, classifier):
         model, train_loader, val_loader, optimizer, device, num_epochs, EVAL_FREQ, EVAL_ITER
     )
     print(f"用时 {(time.time() - start) / 60:.2f} 分钟")
+    save_model({"config": config, "model": model.state_dict(), "max_length": max_length}, classifier)
     # 损失每 EVAL_FREQ 步量一次，从第 0 步起；准确率每轮结束时才量，第一个点在第 1 轮。
     steps, epochs = torch.arange(len(train_losses)) * EVAL_FREQ, torch.arange(1, num_epochs + 1)
     plot_values(steps / len(train_loader), steps * BATCH_SIZE, train_losses, val_losses)
@@ -678,20 +725,19 @@ def finetune(args, classifier):
     accuracy = [calc_accuracy_loader(loader, model, device) for loader in loaders]
     spam_share = torch.cat([labels for _, labels in test_loader]).float().mean().item()
     print("\n微调后的准确率　训练 {:.2%}　验证 {:.2%}　测试 {:.2%}（全部）".format(*accuracy))
-    print(f"测试集上，一律答一类的准确率 {max(spam_share, 1 - spam_share):.2%}；书上的 124M、原书的数据，是 95.67%")
+    print(f"比一比　测试集上，一律答一类的准确率 {max(spam_share, 1 - spam_share):.2%}；书上微调好的 124M，原书的数据 95.67%")
     if args.quick:
         print("（--quick 只练了几步，准确率没有意义）")
     elif args.size == "mini":
-        print("mini 只读过一篇小说，前面的块又冻结着，能学的不多；全部参数都训练会怎样，见练习 6.2")
+        print("这里只训练了最后一块；全部参数都训练会怎样，见练习 6.2")
 
-    # 6.8　存下来，再判断两条没见过的短信
-    torch.save({"config": config, "model": model.state_dict(), "max_length": max_length}, classifier.with_suffix(".part"))
-    os.replace(classifier.with_suffix(".part"), classifier)  # 写完再改名：中途断电，旧的还在
+    # 6.8　判断没见过的短信
     print(f"分类器　{classifier}　图片　loss-plot.png、accuracy-plot.png\n")
     for text in REVIEWS:
         print(f"{classify_review(text, model, tokenizer, device, max_length):<9}{text}")
-    print("（书上的答案：spam、not spam）\n\n这个数字对吗？")
+    print("\n这个数字对吗？")
 
+    # 最后一块：注意力 4d²、前馈 8d²，偏置 6d（有 qkv_bias 再加 3d），两个归一化 4d；外面的归一化 2d；输出层 2d + 2。
     d = config["emb_dim"]
     expected = 12 * d * d + (10 + 3 * config["qkv_bias"]) * d + 2 * d + 2 * d + 2
     claim = f"最后一块 + 最后的归一化 + 输出层 = {expected:,} 个参数参加训练"
@@ -721,10 +767,7 @@ def classify(args, classifier):
         raise ValueError("--classify 是空的，请在引号里写上要判断的短信")
     if not classifier.is_file():
         raise ValueError(f"找不到 {classifier}，请先运行同样的命令，去掉 --classify")
-    device, saved = pick_device(args.device), torch.load(classifier, map_location="cpu", weights_only=True)
-    model = GPTModel(saved["config"])
-    add_classification_head(model, num_classes=2)  # 存的是换过输出层的，装之前先换成同样的形状
-    model.load_state_dict(saved["model"])
+    device, (model, saved) = pick_device(args.device), load_model(classifier, tuned=True)
     answer = classify_review(args.classify, model.to(device), tiktoken.get_encoding("gpt2"), device, saved["max_length"])
     print(f"分类器　{classifier}\n{answer}　{args.classify}")
 
@@ -741,8 +784,10 @@ def main():
     classifier = OUTPUTS / f"review_classifier_{'quick' if args.quick else args.size}.pth"  # --quick 的另存，不会盖掉好的
     try:
         finetune(args, classifier) if args.classify is None else classify(args, classifier)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:  # 磁盘满了，没有权限
+        parser.error(f"读写不了 {error.filename or OUTPUTS}：{error.strerror}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 import csv
 import importlib.util
 import os
-import pickle
 import re
 import runpy
 import shutil
@@ -275,7 +274,8 @@ BAD_DATA = {
     "空文件": ("", "0 条 ham、0 条 spam"),
     "只有 ham": ("".join(f"ham\tm{i}\n" for i in range(30)), "30 条 ham、0 条 spam"),
     "只有 spam": ("".join(f"spam\tm{i}\n" for i in range(30)), "0 条 ham、30 条 spam"),
-    "太少": ("ham\ta\nspam\tb\n" * 5, "每一类至少要 6 条"),
+    "太少": ("ham\ta\nspam\tb\n" * 5, "凑不出一批训练数据（8 条）"),
+    "正好差一点": ("ham\ta\nspam\tb\n" * 5 + "ham\tc\n", "凑不出一批训练数据（8 条）"),
 }
 
 
@@ -541,9 +541,64 @@ def test_files_are_never_executed(tmp_path, command_line):
     module.OUTPUTS.mkdir()
     for path, arguments in [(folder / "ch05" / "outputs" / "gpt_mini.pth", ["--quick"]), (module.OUTPUTS / "review_classifier_mini.pth", ["--classify", "hi"])]:
         torch.save({"config": TINY, "model": Dangerous(tmp_path / "executed")}, path)
-        with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
-            command_line(module, *arguments, "--device", "cpu")
+        code, _, err = command_line(module, *arguments, "--device", "cpu")
+        assert code == 2 and f"{path} 读不出来" in complaint(err)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", None], ids=["空的", "文本", "截断的"])
+def test_broken_weights(content, tmp_path, command_line):
+    """坏了的权重和分类器：一句中文，退出码 2，什么都不写。"""
+    folder = make_project(tmp_path)
+    module = load(folder / "ch06" / "main" / "gpt_class_finetune.py")
+    mini = folder / "ch05" / "outputs" / "gpt_mini.pth"
+    mini.write_bytes(mini.read_bytes()[:5000] if content is None else content)
+    code, _, err = command_line(module, "--quick", "--device", "cpu")
+    assert code == 2 and f"{mini} 读不出来" in complaint(err) and not module.OUTPUTS.exists()
+    module.OUTPUTS.mkdir()
+    classifier = shutil.copy(folder / "ch05" / "outputs" / "gpt2-124M.pth", module.OUTPUTS / "review_classifier_mini.pth")  # 没换过输出层的
+    code, _, err = command_line(module, "--classify", "hi", "--device", "cpu")
+    assert code == 2 and f"{classifier} 读不出来" in complaint(err)
+
+
+def test_what_goes_wrong_while_training(finetune, small_data, command_line, monkeypatch):
+    """损失坏了、写不下：一句中文，退出码 2；上一次的分类器还在，不留下半个文件。"""
+    old = finetune.OUTPUTS / "review_classifier_quick.pth"
+    finetune.OUTPUTS.mkdir(exist_ok=True)
+    old.write_bytes(b"old")
+    given = ["--data", small_data, "--quick", "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "LEARNING_RATE", 1e30)
+        code, _, err = command_line(finetune, *given)
+        assert code == 2 and "学习率" in complaint(err)
+
+    def full(weights, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 10112 vs 10006")  # 磁盘满了，PyTorch 这样说
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.torch, "save", full)
+        code, _, err = command_line(finetune, *given)
+        assert code == 2 and f"存不下 {old}" in complaint(err)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.plt.Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        saved = []
+        patch.setattr(finetune, "save_model", lambda weights, path: saved.append(path))
+        code, _, err = command_line(finetune, *given)
+        assert code == 2 and "读写不了" in complaint(err) and saved == [old]  # 先存分类器，再画图
+    assert old.read_bytes() == b"old" and not list(finetune.OUTPUTS.glob("*.part"))
+    old.unlink()
+
+
+def test_other_batch_sizes(finetune, small_data, command_line, monkeypatch):
+    """改 BATCH_SIZE：--quick 跟着变；一批都凑不出，就说凑不出，不会存下没有训练过的。"""
+    given = ["--data", small_data, "--quick", "--device", "cpu"]
+    monkeypatch.setattr(finetune, "BATCH_SIZE", 16)
+    code, out, err = command_line(finetune, *given)
+    assert code == 0 and "批　　训练 3　" in out and "✗" not in out, err
+    monkeypatch.setattr(finetune, "BATCH_SIZE", 64)
+    code, _, err = command_line(finetune, *given)
+    assert code == 2 and "（64 条）" in complaint(err)
 
 
 # ---- 每个脚本各跑一遍 ----

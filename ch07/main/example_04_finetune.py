@@ -469,9 +469,25 @@ train_losses, val_losses, tokens_seen = train_model_simple(
 )
 print(f"微调用了 {time.time() - start_time:.0f} 秒")
 
-# %% ⑤ 损失曲线，和每一段的损失
-epochs_seen = torch.linspace(0, NUM_EPOCHS, len(train_losses))  # (n,)
+# %% ⑤ 存下来
+# 书上到 7.7 节才存；先存，后面两节的讲解脚本就可以直接用它。
+# 格式与第 5 章相同：配置和状态字典。优化器的动量不存：用来回答，不接着训练。
 OUTPUTS.mkdir(exist_ok=True)
+saved = OUTPUTS / "example-sft.pth"
+part = saved.with_suffix(".part")
+try:
+    torch.save({"config": config, "model": model.state_dict()}, part)
+    os.replace(part, saved)  # 写完再改名：写到一半断电，旧的还在
+except (OSError, RuntimeError):  # 磁盘满了，torch.save 报的是 RuntimeError
+    part.unlink(missing_ok=True)
+    print(f"存不下 {saved}：磁盘满了，或没有写的权限", file=sys.stderr)
+    sys.exit(2)
+print(f"模型　{saved}")
+
+# %% ⑥ 损失曲线，和每一段的损失
+# 书上是 torch.linspace(0, NUM_EPOCHS, len(train_losses))：均匀地分，只是近似。
+# 第 i 次评估在第 i × EVAL_FREQ 步，除以一轮的步数，就是第几轮。
+epochs_seen = torch.arange(len(train_losses)) * EVAL_FREQ / len(train_loader)  # (n,)
 figure = plot_losses(epochs_seen, tokens_seen, train_losses, val_losses)
 figure.savefig(OUTPUTS / "example-loss.png", dpi=150)
 
@@ -489,13 +505,6 @@ print("\n微调之后　" + "　".join(f"{part} {loss:.2f}" for part, loss in zi
 print(f"图　{OUTPUTS / 'example-loss.png'}、example-parts.png")
 # 开场白和标题每条都一样，背下来就行，损失先降到接近 0；回答里有真正要会的东西，降得最慢。
 # 平均损失看着很低，多半是前面几段拉下来的：损失低，不等于答得对。答对几条，7.8 节来数；只算回答的损失会怎样，见练习 7.2。
-
-# %% ⑥ 存下来
-# 书上到 7.7 节才存；先存，后面两节的讲解脚本就可以直接用它。格式与第 5 章相同：配置和状态字典。
-part = OUTPUTS / "example-sft.pth.part"  # 先写临时文件再改名：写到一半断电，旧的还在
-torch.save({"config": config, "model": model.state_dict()}, part)
-os.replace(part, OUTPUTS / "example-sft.pth")
-print(f"模型　{OUTPUTS / 'example-sft.pth'}")
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")

@@ -7,7 +7,7 @@
 
 运行：
     python ch07/main/gpt_instruction_finetuning.py                                        # 微调 mini，回答测试集
-    python ch07/main/gpt_instruction_finetuning.py --ask "What is the opposite of hot?"   # 问微调好的模型一句
+    python ch07/main/gpt_instruction_finetuning.py --ask "Adjective: hot. What is the opposite of hot?"   # 问一句
     python ch07/main/gpt_instruction_finetuning.py --size 355M                            # 书上的那次微调，见 README
     mini 约 4 分钟，1.2 GB（2 核 CPU）；--quick 约 12 秒
 
@@ -530,6 +530,48 @@ def confirm(claim, ok, hint):
 # endregion
 
 
+def load_model(path):
+    """读回存下的模型：照配置建出一样的结构，填进同样的权重。
+
+    参数:
+        path (Path): 第 5 章存的权重，或微调过的
+
+    返回:
+        tuple[GPTModel, dict]: 模型和它的配置
+
+    异常:
+        ValueError: 文件坏了，或是别的文件
+    """
+    try:
+        ckpt = torch.load(path, map_location="cpu", weights_only=True)  # weights_only：只读数，不执行文件里夹带的代码
+        config = ckpt["config"] | {"drop_rate": 0.0}  # 与书上相同，微调时不用 dropout
+        model = GPTModel(config)
+        model.load_state_dict(ckpt["model"])
+    except Exception:  # 坏文件、别的文件，能引出各种异常
+        raise ValueError(f"{path} 读不出来：要第 5 章或这个脚本存的 .pth，重新存一次") from None
+    return model, config
+
+
+def save_model(weights, path):
+    """存权重。先写临时文件再改名：写到一半断电，旧的还在。
+
+    参数:
+        weights (dict): 配置和状态字典
+        path (Path): 存到哪里；文件夹没有就新建
+
+    异常:
+        ValueError: 写不下
+    """
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        torch.save(weights, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError):  # 磁盘满了，torch.save 报的是 RuntimeError
+        part.unlink(missing_ok=True)
+        raise ValueError(f"存不下 {path}：磁盘满了，或没有写的权限") from None
+
+
 def finetune(args):
     """微调，存下模型，再回答测试集的每一题。
 
@@ -540,7 +582,8 @@ def finetune(args):
         ValueError: 没有这个数据文件，或条数太少
     """
     device, settings = pick_device(args.device), SETTINGS[args.size]
-    num_epochs, batch_size = 1 if args.quick else settings["num_epochs"], settings["batch_size"]
+    batch_size = settings["batch_size"]
+    num_epochs, eval_freq = (1, 5) if args.quick else (settings["num_epochs"], settings["eval_freq"])
     name = "gpt-quick" if args.quick else NAMES[args.size]  # --quick 写的文件另有名字，不会盖掉好的
 
     # 7.2　数据
@@ -553,16 +596,13 @@ def finetune(args):
     test_data = data[train_portion : train_portion + test_portion]
     val_data = data[train_portion + test_portion :]
     print(f"数据　{path}　训练 {len(train_data)} 条，验证 {len(val_data)} 条，测试 {len(test_data)} 条")
-    if len(data) < 20:
-        raise ValueError(f"{path} 只有 {len(data)} 条，切成三份凑不出一批，至少要 20 条")
     if args.quick:
-        train_data, val_data, test_data = train_data[:64], val_data[:8], test_data[:3]
+        train_data, val_data, test_data = train_data[: max(64, batch_size)], val_data[:8], test_data[:3]
+    if len(train_data) < batch_size or not test_data:
+        raise ValueError(f"{path} 只有 {len(data)} 条，切成三份，凑不出一批训练数据（{batch_size} 条），或没有测试集")
 
     # 7.5　预训练过的模型
-    ckpt = torch.load(find_data(WEIGHTS[args.size]), map_location="cpu", weights_only=True)
-    config = ckpt["config"] | {"drop_rate": 0.0}  # 与书上相同，微调时不用 dropout
-    model = GPTModel(config)
-    model.load_state_dict(ckpt["model"])
+    model, config = load_model(find_data(WEIGHTS[args.size]))
     model.to(device)
     print(f"权重　{WEIGHTS[args.size]}（{config['n_layers']} 层，{config['emb_dim']} 维），在 {device} 上训练")
 
@@ -582,16 +622,14 @@ def finetune(args):
     torch.manual_seed(123)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=0.1)
     train_losses, val_losses, tokens_seen = train_model_simple(
-        model, train_loader, val_loader, optimizer, device, num_epochs, settings["eval_freq"], EVAL_ITER,
+        model, train_loader, val_loader, optimizer, device, num_epochs, eval_freq, EVAL_ITER,
         start_context=format_input(val_data[0]), tokenizer=tokenizer,
     )  # fmt: skip
     print(f"\n微调用了 {(time.time() - start_time) / 60:.1f} 分钟")
-    OUTPUTS.mkdir(exist_ok=True)
-    figure = plot_losses(torch.linspace(0, num_epochs, len(train_losses)), tokens_seen, train_losses, val_losses)
+    save_model({"config": config, "model": model.state_dict()}, OUTPUTS / f"{name}-sft.pth")
+    epochs_seen = torch.arange(len(train_losses)) * eval_freq / len(train_loader)  # (n,)　书上是 linspace：均匀地分，只是近似
+    figure = plot_losses(epochs_seen, tokens_seen, train_losses, val_losses)
     figure.savefig(OUTPUTS / f"loss-plot-{name}.png", dpi=150)
-    part = OUTPUTS / f"{name}-sft.pth.part"  # 先写临时文件再改名：写到一半断电，旧的还在
-    torch.save({"config": config, "model": model.state_dict()}, part)
-    os.replace(part, OUTPUTS / f"{name}-sft.pth")
 
     # 7.7　回答测试集
     responses = OUTPUTS / f"instruction-data-with-response-{name}.json"
@@ -637,15 +675,14 @@ def ask(args):
         args (argparse.Namespace): 命令行参数，见 main
 
     异常:
-        ValueError: 还没有微调过
+        ValueError: 指令是空的，或还没有微调过
     """
+    if not args.ask.strip():
+        raise ValueError("--ask 是空的，请在引号里写上指令")
     path = OUTPUTS / f"{NAMES[args.size]}-sft.pth"
     if not path.is_file():
         raise ValueError(f"还没有 {path.name}，先运行 python ch07/main/gpt_instruction_finetuning.py --size {args.size}")
-    device = pick_device(args.device)
-    ckpt = torch.load(path, map_location="cpu", weights_only=True)
-    model = GPTModel(ckpt["config"])
-    model.load_state_dict(ckpt["model"])
+    device, (model, _) = pick_device(args.device), load_model(path)
     model.to(device).eval()
     entry = {"instruction": args.ask, "input": ""}
     max_new_tokens = SETTINGS[args.size]["max_new_tokens"]
@@ -663,8 +700,10 @@ def main():
     args = parser.parse_args()
     try:
         finetune(args) if args.ask is None else ask(args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:  # 磁盘满了，没有权限
+        parser.error(f"读写不了 {error.filename or OUTPUTS}：{error.strerror}")
 
 
 if __name__ == "__main__":

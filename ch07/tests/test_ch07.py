@@ -347,7 +347,8 @@ def test_bad_data(main_script, project, tmp_path, command_line):
         "类型不对": (json.dumps([good | {"output": 3}]).encode(), "第 1 条"),
         "不是字典": (json.dumps([good, "a"]).encode(), "第 2 条"),
         "特殊词元": (json.dumps([good | {"output": "x<|endoftext|>"}]).encode(), "endoftext"),
-        "太少": (json.dumps([good] * 5).encode(), "至少要 20 条"),
+        "太少": (json.dumps([good] * 5).encode(), "凑不出一批训练数据（4 条）"),
+        "没有测试集": (json.dumps([good] * 9).encode(), "或没有测试集"),
     }
     before = {path.name for path in (project / "ch07").rglob("*")}
     for name, (content, expected) in cases.items():
@@ -390,7 +391,7 @@ class Dangerous:
 
 
 def test_bad_arguments_and_weights(main_script, project, small, tmp_path, command_line, monkeypatch):
-    cases = [["--size", "774M"], ["--data", tmp_path / "absent.json"], ["--device", "tpu"], ["--nosuch"], ["--ask", "Hi", "--size", "124M"]]
+    cases = [["--size", "774M"], ["--data", tmp_path / "absent.json"], ["--device", "tpu"], ["--nosuch"], ["--ask", "Hi", "--size", "124M"], ["--ask", " "]]
     for case in cases:
         code, _, err = command_line(main_script, *case)
         assert code == 2 and "Traceback" not in err, case
@@ -400,10 +401,32 @@ def test_bad_arguments_and_weights(main_script, project, small, tmp_path, comman
     outputs.mkdir(exist_ok=True)
     weights = outputs / "gpt2-small124M-sft.pth"
     weights.write_bytes(pickle.dumps(Dangerous(tmp_path / "executed")))
-    with pytest.raises(pickle.UnpicklingError):
-        command_line(main_script, "--ask", "Hi", "--size", "124M")
+    code, _, err = command_line(main_script, "--ask", "Hi", "--size", "124M")
+    assert code == 2 and f"{weights} 读不出来" in complaint(err)
     weights.unlink()
     assert not (tmp_path / "executed").exists()
+    for content in (b"", b"hello\n", (project / "ch05" / "outputs" / "gpt_mini.pth").read_bytes()[:5000]):  # 空的、文本、截断的
+        (tmp_path / "gpt_mini.pth").write_bytes(content)
+        monkeypatch.setattr(main_script, "find_data", lambda *names: tmp_path / names[0])
+        code, _, err = command_line(main_script, "--data", small, "--device", "cpu")
+        assert code == 2 and f"{tmp_path / 'gpt_mini.pth'} 读不出来" in complaint(err)
+
+
+def test_full_disk(main_script, project, small, command_line, monkeypatch):
+    """写不下：一句中文，退出码 2；上一次的模型还在，不留下半个文件。"""
+    old = project / "ch07" / "outputs" / "gpt-quick-sft.pth"
+    old.parent.mkdir(exist_ok=True)
+    old.write_bytes(b"old")
+
+    def full(weights, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 10112 vs 10006")  # 磁盘满了，PyTorch 这样说
+
+    monkeypatch.setattr(main_script.torch, "save", full)
+    code, _, err = command_line(main_script, "--data", small, "--quick", "--device", "cpu")
+    assert code == 2 and f"存不下 {old}" in complaint(err)
+    assert old.read_bytes() == b"old" and not list(old.parent.glob("*.part"))
+    old.unlink()
 
 
 def test_first_nan_stops(main_script, project, small, command_line, monkeypatch):
