@@ -5,7 +5,7 @@
 看点：　① 左图：十条曲线的网络一模一样，却散成一条带子；② 中图：只比一次，一半的时候会分出假的高下；五对、看区间，就几乎不会；
         ③ 右图：真的不同的（四个头换成一个头），区间整个在 0 的一边；"学得快"和"最后低"是两回事，两行可以在 0 的两边。
 动手改：1. --steps 150：只训练四分之一，「最低的」那一行换了一边；训练不够就下结论，比的是谁学得快。
-        2. 把 T99 里 10: 3.250 改成 10: 2.262（95% 的区间）：区间变窄，一百次里有五次会分出假的高下。
+        2. 把 paired_interval 里的 10: 3.250 改成 10: 2.262（95% 的区间）：区间变窄，一百次里有五次会分出假的高下。
         3. 把 main 里的 (4, 1) 换成 (4, 4)，再把 train_once 里的 manual_seed(seed) 换成 manual_seed(seed + len(path))：自己与自己比。
 
 运行：
@@ -35,8 +35,6 @@ import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-# 99% 区间的半宽，是标准误的几倍：个数 → 学生 t 分布的分位数（统计书后面都有这张表）。次数越少，对"散得多开"越没把握，倍数就越大。
-T99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -333,10 +331,12 @@ def paired_interval(differences):
     异常:
         ValueError: 个数不在 5 到 10 之间
     """
+    # 学生 t 分布的分位数（统计书后面都有这张表）：次数越少，对"散得多开"越没把握，倍数就越大。
+    t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
     n = len(differences)
-    if n not in T99:
+    if n not in t99:
         raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
-    return statistics.mean(differences), T99[n] * statistics.stdev(differences) / math.sqrt(n)
+    return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 
 def verdict(differences):
@@ -510,7 +510,7 @@ def main():
     again = train_once(str(path), 1, 2, seeds[0])
     confirm("同一个种子再训练一次，曲线逐位相同", again == train_once(str(path), 1, 2, seeds[0]), "有一处随机数没有归种子管")
     confirm(f"只比一次，约一半会分出假的高下：{once:.0%}", 0.3 < once < 0.7, "三个数里，谁离第一个远，本来就是一半一半；十个里有相同的才会偏")
-    confirm(f"看区间的，假的高下不到 5%：{five:.1%}", five < 0.05, "T99 与种子数对不上，或忘了除以 √n")
+    confirm(f"看区间的，假的高下不到 5%：{five:.1%}", five < 0.05, "t99 的倍数小了，或忘了除以 √n")
     mean, half = paired_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     confirm(f"1、2、3、4、5 的区间是 3 ± {half:.3f}（手算：4.604 × 1.581 / √5 = 3.256）", abs(half - 3.256) < 1e-3, "标准差要除以 n - 1")
     start = four[0][0][1]

@@ -246,7 +246,7 @@ class GPTModel(nn.Module):
         self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
         self.final_norm = LayerNorm(cfg["emb_dim"])
         # 与 tok_emb 形状相同、方向相反：那边是编号 → 向量，这边是向量 → 每个编号的分数。
-        # GPT-2 让两者共用一份权重（weight tying），少 3860 万个参数，正是 163M 与 124M 之差；书里为了清楚，分开存。
+        # GPT-2 让两者用同一份：权重共享（weight tying），少 3860 万个参数，正是 163M 与 124M 之差；书里分开存。
         self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
 
     def forward(self, in_idx):
@@ -256,7 +256,7 @@ class GPTModel(nn.Module):
             in_idx (Tensor): 词元编号，(b, t)
 
         返回:
-            Tensor: logits，(b, t, V)；第 i 个位置是"看完前 i 个词元之后，下一个词元是谁"的分数
+            Tensor: logits，(b, t, V)；其中 [:, i] 是"看完 in_idx[:, : i + 1]，下一个词元是谁"的分数
 
         异常:
             ValueError: 序列比 context_length 长
@@ -271,7 +271,7 @@ class GPTModel(nn.Module):
         x = tok_embeds + pos_embeds  # (b, t, d)
         x = self.drop_emb(x)
 
-        # ② 依次过每个块。主路上只有加法，数会越加越大，所以最后再归一化一次。
+        # ② 依次过每个块，每个块把修改量加到主路（残差流，residual stream）上：x 越加越大，所以最后再归一化一次。
         x = self.trf_blocks(x)  # (b, t, d)
         x = self.final_norm(x)
 

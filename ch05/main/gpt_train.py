@@ -340,7 +340,7 @@ def generate_and_print_sample(model, tokenizer, device, start_context):
     context_size = model.pos_emb.weight.shape[0]  # 位置嵌入有几行，模型就最多看几个词元
     encoded = text_to_token_ids(start_context, tokenizer).to(device)
     token_ids = generate_text_simple(model, encoded, max_new_tokens=50, context_size=context_size)
-    print("    " + token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
+    print("    " + token_ids_to_text(token_ids, tokenizer).replace("\n", " "))  # 换行印成空格
     model.train()
 
 

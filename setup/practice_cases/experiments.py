@@ -532,6 +532,32 @@ def delta_gradients(ns):
     return {"对各个输入的梯度": [each.grad for each in given]}
 
 
+# ── 怎么比较两种训练：paired_interval、verdict ──
+
+
+def interval_values(ns):
+    return {
+        "五个": ns.paired_interval([1.0, 2.0, 3.0, 4.0, 5.0]),
+        "有正有负": ns.paired_interval([0.03, -0.01, 0.02, 0.05, 0.0, -0.02]),
+        "十个": ns.paired_interval([0.1 * (i % 3) for i in range(10)]),
+        "全一样": ns.paired_interval([0.25] * 8),
+    }
+
+
+def interval_refuses(ns):
+    return {"太少": ns.paired_interval([0.1, 0.2, 0.3, 0.4])}
+
+
+def verdict_values(ns):
+    return {
+        "整个在右边": ns.verdict([0.04, 0.05, 0.06, 0.05, 0.05]),
+        "整个在左边": ns.verdict([-0.04, -0.05, -0.06, -0.05, -0.05]),
+        "跨过 0": ns.verdict([0.04, -0.05, 0.06, 0.01, 0.02]),
+        "平均不小，也散得开": ns.verdict([0.9, 0.1, 0.5, -0.3, 1.2]),
+        "一模一样": ns.verdict([0.0] * 5),
+    }
+
+
 BPE, POSITION, KV = "ch02/experiments/exp_bpe_from_scratch.py", "ch02/experiments/exp_positional_encoding.py", "ch04/experiments/exp_kv_cache.py"
 
 COMPONENTS = [
@@ -845,6 +871,25 @@ COMPONENTS = [
             ("beta[:, :, i, None, None] * (values[:, :, i, None] - memory)", "(values[:, :, i, None] - memory)", "忘了乘 beta。每次都写满力度，模型就不能决定这一次改多少。"),
             ("key.transpose(2, 3) @ delta", "delta.transpose(2, 3) @ key", "外积写反了方向。行是键、列是值，反过来，用键就读不到了。"),
             ("memory = key @ state", "memory = queries[:, :, i, None] @ state", "用查询去读已记的了。要改写的是这个键下面记着的，得用键去读。"),
+        ],
+    ),
+    dict(
+        name="paired_interval",
+        title="配对的差，看区间",
+        section="实验",
+        source="ch04/experiments/exp_seed_noise.py",
+        parts=["paired_interval", "verdict"],
+        task="写两个函数。paired_interval(differences)：几个种子的差（5 到 10 个，否则 ValueError），返回平均和 99% 区间的半宽 t · s / √n；s 是样本标准差，t 依次是 4.604、4.032、3.707、3.499、3.355、3.250（5 到 10 个）。"
+        'verdict(differences)：区间（含端点）跨过 0，返回"分不出"；整个在 0 以下，返回"更低"；以上，返回"更高"。',
+        blanks=["statistics.stdev(differences)", "math.sqrt(n)", "abs(mean) <= half", "statistics.mean(differences)"],
+        cases=[("数值", interval_values), ("判断", verdict_values), ("拒绝", interval_refuses)],
+        mutants=[
+            (" / math.sqrt(n)", "", "忘了除以 √n。s 是一个差散得多开，s / √n 才是平均散得多开：种子越多，平均越可靠。"),
+            ("statistics.stdev(differences)", "statistics.pstdev(differences)", "标准差除的是 n。平均是从同一批数里算的，要除以 n − 1，否则低估。"),
+            ("abs(mean) <= half", "mean <= half", "忘了取绝对值。整个在 0 以下的区间，也成了分不出。"),
+            ("abs(mean) <= half", "abs(mean) < half", "端点没有算进去。差全是 0、区间只有一点，也会分出高下。"),
+            ('"更低" if mean < 0 else "更高"', '"更高" if mean < 0 else "更低"', "高低反了。差是减去参照的，负的才是更低。"),
+            ("t99[n] * ", "1.96 * ", "用了正态分布的 1.96。只有几个数时，标准差自己也不准，要用 t 分布，倍数大得多。"),
         ],
     ),
 ]
