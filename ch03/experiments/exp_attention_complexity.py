@@ -122,26 +122,54 @@ def saved_bytes(work):
     return sum(storages.values()) if output is not None else 0
 
 
-def seconds(work, device, budget):
-    """一遍前向传播的用时，取中位数。
+def take_turns(works, rounds, device=None):
+    """轮流计时：每一轮把几份各做一遍，电脑忽快忽慢时大家一起快慢，比较才公平。
 
     参数:
-        work (callable): 算一遍前向传播
-        device (torch.device): 在哪里算
-        budget (float): 最多量几秒；至少量 3 次
+        works (dict[str, callable]): 名字 → 没有参数的函数
+        rounds (int): 几轮；另有一轮热身，不算
+        device (torch.device 或 None): 在哪里算；None 表示 CPU
 
     返回:
-        float: 秒
+        dict[str, list[float]]: 名字 → 每一轮几秒
     """
-    times = []
-    while len(times) < 4 or sum(times[1:]) < budget and len(times) < 50:
-        start = time.perf_counter()
-        with torch.no_grad():
+    times = {name: [] for name in works}
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
             work()
-        if device.type != "cpu":  # GPU 上的调用不等算完就返回
-            torch.get_device_module(device).synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])  # 第一次是热身
+            if device is not None and device.type != "cpu":  # GPU 上的调用不等算完就返回，要等它算完再看表
+                torch.get_device_module(device).synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def quartiles(values):
+    """量了许多次，中间一半落在哪里。只报一个平均，看不出机器忙不忙。
+
+    参数:
+        values (list[float]): 每次一个数，至少 2 个
+
+    返回:
+        tuple[float, float, float]: 下四分位、中位数、上四分位
+    """
+    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def compare(values, reference):
+    """甲是乙的几倍；两边中间的一半重叠了，就说分不出。
+
+    参数:
+        values (list[float]): 甲，每次一个数
+        reference (list[float]): 乙
+
+    返回:
+        str: 如 "1.83 倍"，或 "分不出（中位数是 1.02 倍）"
+    """
+    (low, middle, high), (floor, center, ceiling) = quartiles(values), quartiles(reference)
+    ratio = f"{middle / center:.2f} 倍"
+    return ratio if high < floor or low > ceiling else f"分不出（中位数是 {ratio}）"
 
 
 def slope(lengths, values):

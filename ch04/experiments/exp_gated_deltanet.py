@@ -1,35 +1,38 @@
 """第 4 章 · 实验　门控 DeltaNet：把整段话记进一块固定大小的黑板
 
-问题：　不存每个词元的键和值，只留一块 k × k 的"黑板"S，边读边改写：一万个词元也只占这么多。它记得住多少对东西？
-先猜：　k = 32 的黑板，记 8 对键值、32 对、64 对，各能记准几成？把循环改成分块算，结果会不会变？（先想 10 秒，再运行）
-看点：　① 逐个词元的循环与分块的矩阵乘法，输出相同：前者好懂、适合生成，后者适合训练；
-        ② 右上图：句子长一倍，注意力的分数表大到四倍，分块的活只多一倍，两条线早晚要交叉；
-        ③ 左下图：写之前先"擦掉旧的"（delta），读回来的误差比直接往上加小；写得越多越糊。
-动手改：1. --chunk 1：分块的退化成循环，右上图两条线靠拢；--chunk 64：看是不是块越大越快。
-        2. 把 recurrent_gated_delta_rule 里的 - memory 去掉（不擦旧的，直接写）：循环与分块不再相同，自查变成 ✗。
-        3. --stride 1：一层 DeltaNet 配一层注意力，看缓存和损失。
+问题：　不存每个词元的键和值，只留一块 k × k 的"黑板"S，边读边改写：一万个词元也只占这么多。它记得住多少对，改得动旧的吗？
+先猜：　往 32 × 32 的黑板写 64 对随机的键值，"直接往上加"与"先擦掉旧的再写"（delta 规则），哪个认得出的多？同一个键改写 8 次呢？（先想 10 秒，再运行）
+看点：　① 左上图：每个键只写一次时，直接加的反而认得出更多：擦的时候，碰到了别的键；② 右上图：先擦再写的偏向新的，最老的几乎认不出，直接加的一视同仁；
+        ③ 左下图：同一个键一改再改，直接加的读到一团新旧的和；先擦再写的读到最新的，没改的键也还在；④ 右下图：门是整块地忘，新的清楚了，旧的没有了。
+动手改：1. 把 recurrent_gated_delta_rule 里的 - memory 去掉（不擦旧的，直接写）：循环与分块不再相同，自查变成 ✗。
+        2. 把 K 从 32 改成 64：黑板大到四倍，写 64 对时，两种认得出的都多了。
+        3. 把 overwriting 里直接加的那一行 keep 从 0.95 改成 0.8：改过的都读到最新的，没改的全忘了：门擦不了单独一个键。
 
 运行：
     python ch04/experiments/exp_gated_deltanet.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_gated_deltanet.py --quick
-    约 90 秒，0.5 GB（2 核 CPU，只用 1 核）
+    约 10 秒，0.5 GB（2 核 CPU，只用 1 核）；训练起来怎样，与注意力谁快，见 exp_linear_attention_recall.py
 
-形状记号：b 批大小　t 序列长度　s 看得见几个（缓存里的加新来的）　c 一块里几个词元　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
+形状记号：b 批大小　t 序列长度　s 看得见几个（缓存里的加新来的）　c 一块里几个词元　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 写几对
 """
 
 import argparse
-import os
-import sys
-import time
+import math
+import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
 import zhplot  # noqa: F401　导入它，图上就能写中文
-from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+
+# 改这里
+K = 32  # 黑板的边长：k × k 个数，写的是长 k 的键和值
+
+# 99% 区间的半宽，是标准误的几倍：个数 → 学生 t 分布的分位数（为什么要看区间，见 exp_seed_noise.py）
+T99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
 
 
 def kv_bytes_total_mha(batch, context_length, emb_dim, n_layers, bytes_per_elem, n_heads):
@@ -133,8 +136,8 @@ def chunked_gated_delta_rule(queries, keys, values, alpha, beta, state, chunk_si
 class GatedDeltaNet(nn.Module):
     """门控 DeltaNet：不存键和值，只留一块固定大小的黑板，用门控制忘多少、写多少、读出多少。
 
-    参数名与原书相同，少了 Qwen3-Next 里的卷积。一处不同：原书的 W_beta 给每个通道一个力度，这里与论文和 Qwen3-Next 一样，
-    每个头一个；每个通道各不相同时，一块里要解 k 个方程组，分块就不合算了。
+    参数名与原书相同（只有归一化沿用本章的），少了 Qwen3-Next 里的卷积。一处不同：原书的 W_beta 给每个通道一个力度，这里与论文和
+    Qwen3-Next 一样，每个头一个；每个通道各不相同时，一块里要解 k 个方程组，分块就不合算了。
 
     参数:
         d_in (int): 输入维度
@@ -174,6 +177,17 @@ class GatedDeltaNet(nn.Module):
         """擦干净黑板，换一段话之前要调用。"""
         self.cache_state = None
 
+    def update(self, *inputs):
+        """改黑板、读黑板：来一个词元就循环，来一串就分块，结果相同。
+
+        参数:
+            *inputs (Tensor): 与 recurrent_gated_delta_rule 的参数相同
+
+        返回:
+            tuple[Tensor, Tensor]: 读出来的，新的黑板
+        """
+        return recurrent_gated_delta_rule(*inputs) if inputs[0].shape[2] == 1 else chunked_gated_delta_rule(*inputs, self.chunk_size)
+
     def forward(self, x, use_cache=False):
         """前向传播。
 
@@ -194,10 +208,7 @@ class GatedDeltaNet(nn.Module):
         beta = torch.sigmoid(self.W_beta(x)).transpose(1, 2)  # (b, h, t)
         alpha = (-self.A_log.exp() * nn.functional.softplus(self.W_alpha(x) + self.dt_bias)).transpose(1, 2)  # (b, h, t)　总是负数，所以只会忘
         state = self.cache_state if use_cache and self.cache_state is not None else x.new_zeros(b, h, k, k)
-        if t == 1:
-            context, state = recurrent_gated_delta_rule(queries, keys, values, alpha, beta, state)
-        else:
-            context, state = chunked_gated_delta_rule(queries, keys, values, alpha, beta, state, self.chunk_size)
+        context, state = self.update(queries, keys, values, alpha, beta, state)
         if use_cache:
             self.cache_state = state
         gate = nn.functional.silu(self.W_gate(x).view(b, t, h, k))  # (b, t, h, k)
@@ -205,17 +216,17 @@ class GatedDeltaNet(nn.Module):
         return self.out_proj(self.dropout(context))
 
 
-# region 改写 ch04/experiments/exp_norms_and_activations.py: RMSNorm
+# region 沿用 ch04/experiments/exp_norms_and_activations.py: RMSNorm
 class RMSNorm(nn.Module):
-    """均方根归一化：x ÷ √mean(x²) × weight，不减均值，也没有平移。（原版详解见 ch04/experiments/exp_norms_and_activations.py）"""
+    """均方根归一化：x ÷ √mean(x²) × scale。不减均值，也没有 shift，少算一半；Llama、Qwen 都用它。（详解见 ch04/experiments/exp_norms_and_activations.py）"""
 
     def __init__(self, emb_dim):
         super().__init__()
-        self.eps = 1e-6  # 改：与 Qwen3-Next 相同
-        self.weight = nn.Parameter(torch.ones(emb_dim))  # 改：参数名与原书相同
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
 
     def forward(self, x):
-        return self.weight * x / torch.sqrt(x.pow(2).mean(dim=-1, keepdim=True) + self.eps)  # 改：weight 就是原来的 scale
+        return self.scale * x / torch.sqrt(x.pow(2).mean(dim=-1, keepdim=True) + self.eps)
 
 
 # endregion
@@ -385,7 +396,7 @@ class GPTModel(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/experiments/exp_gqa.py: cache_error, encode_characters, validation_loss, train, seed_noise
+# region 沿用 ch04/experiments/exp_gqa.py: cache_error
 def cache_error(model, ids):
     """缓存对不对：一个词元一个词元地带着缓存送进去，与一次送完相比，logits 最多差多少。（详解见 ch04/experiments/exp_gqa.py）"""
     model.eval()
@@ -395,46 +406,23 @@ def cache_error(model, ids):
         return (cached - model(ids)).abs().max().item()
 
 
-def encode_characters(text):
-    """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_gqa.py）"""
-    chars = sorted(set(text))
-    number = {char: i for i, char in enumerate(chars)}
-    ids = torch.tensor([number[char] for char in text])
-    return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :], chars
+# endregion
 
 
-def validation_loss(model, ids, context_length):
-    """整个验证集的平均损失：首尾相接地切成若干段，一批算完。（详解见 ch04/experiments/exp_gqa.py）"""
-    model.eval()
-    n = (len(ids) - 1) // context_length * context_length
-    inputs, targets = ids[:n].view(-1, context_length), ids[1 : n + 1]  # (b, t)，(b·t,)
-    with torch.no_grad():
-        return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets).item()
+# region 沿用 ch04/experiments/exp_seed_noise.py: paired_interval, verdict
+def paired_interval(differences):
+    """几个种子的差，平均是多少，真正的平均差有 99% 的把握落在哪里。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
+    n = len(differences)
+    if n not in t99:
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+    return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 
-def train(model, train_ids, val_ids, context_length, steps, title, extra_loss=None):
-    """训练一个小模型，记下验证损失的曲线。（详解见 ch04/experiments/exp_gqa.py）"""
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
-    curve = [(0, validation_loss(model, val_ids, context_length))]
-    for step in tqdm(range(1, steps + 1), desc=title, unit="步", leave=False, disable=None):
-        model.train()
-        starts = torch.randint(len(train_ids) - context_length, (16, 1), generator=generator)  # (b, 1)
-        window = train_ids[starts + torch.arange(context_length + 1)]  # (b, t + 1)
-        loss = nn.functional.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
-        if extra_loss is not None:
-            loss = loss + extra_loss()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % max(1, steps // 12) == 0 or step == steps:
-            curve.append((step, validation_loss(model, val_ids, context_length)))
-    return curve
-
-
-def seed_noise(curve, other):
-    """同样的结构只换初始权重的种子，验证损失会差多少：比这还小的差别，不能算在结构头上。（详解见 ch04/experiments/exp_gqa.py）"""
-    return max(abs(first[1] - second[1]) for first, second in list(zip(curve, other))[len(curve) // 2 :])
+def verdict(differences):
+    """损失的差该怎么说：区间整个在 0 的一边才算数，跨过 0 就是分不出。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    mean, half = paired_interval(differences)
+    return "分不出" if abs(mean) <= half else ("更低" if mean < 0 else "更高")
 
 
 # endregion
@@ -457,53 +445,94 @@ def random_inputs(b, h, t, k):
     return [queries, nn.functional.normalize(keys, dim=-1), values, -gates[0], gates[1], torch.randn(b, h, k, k)]
 
 
-def recall_errors(counts, k=32):
-    """往一块 k × k 的黑板上写 n 对随机的键和值，再用每个键去读，看读错多少。
+def blackboard(keys, values, erase, keep=1.0):
+    """从空的黑板写起，一对一对地写完，返回黑板。
 
     参数:
-        counts (list[int]): 各写几对
+        keys (Tensor): 键，长度为 1，(b, 1, n, k)
+        values (Tensor): 值，(b, 1, n, k)
+        erase (bool): True 是先擦再写（delta 规则，力度 1），False 是直接往上加
+        keep (float): 门：每写一对之前，整块黑板留下几成
+
+    返回:
+        Tensor: 黑板，(b, 1, k, k)
+    """
+    b, h, n, k = keys.shape
+    if erase:
+        alpha = torch.full((b, h, n), math.log(keep))
+        return chunked_gated_delta_rule(keys, keys, values, alpha, torch.ones(b, h, n), torch.zeros(b, h, k, k), 16)[1]
+    faded = keep ** torch.arange(n - 1, -1, -1)[:, None]  # (n, 1)　第 i 对写下之后，又淡了 n - 1 - i 次
+    return (faded * keys).transpose(2, 3) @ values  # (b, 1, k, k)
+
+
+def read(keys, board, values):
+    """用每个键去读，看读出来的与写过的哪个值方向最近。
+
+    只看方向，不看长短：层里读出之后就是 RMSNorm，长短反正要丢掉。比"差多少"会冤枉直接加的：它读出来的偏长，方向却不差。
+
+    参数:
+        keys (Tensor): (b, 1, n, k)
+        board (Tensor): 黑板，(b, 1, k, k)
+        values (Tensor): 候选的值，(b, 1, m, k)；第 i 个键的值是第 i 个，多出来的是干扰
+
+    返回:
+        tuple[Tensor, Tensor]: 最近的是第几个，(b, n)；与自己那个值的余弦，(b, n)
+    """
+    cosines = nn.functional.normalize(keys @ board, dim=-1) @ nn.functional.normalize(values, dim=-1).transpose(2, 3)  # (b, 1, n, m)
+    return cosines.argmax(dim=-1)[:, 0], cosines.diagonal(dim1=2, dim2=3)[:, 0]  # (b, n)，(b, n)
+
+
+def random_pairs(n, k=K, repeats=160):
+    """许多块黑板，各 n 对随机的键值。
+
+    参数:
+        n (int): 几对
         k (int): 黑板的边长
+        repeats (int): 几块黑板，10 的倍数
 
     返回:
-        dict[str, list[float]]: "先擦再写"与"直接加"的相对误差，各与 counts 一一对应；1 表示读出来的与没记差不多
+        tuple[Tensor, Tensor]: 键（长度为 1）和值，都是 (b, 1, n, k)
     """
-    result = {"先擦再写": [], "直接加": []}
-    for n in counts:
-        keys, values = nn.functional.normalize(torch.randn(16, 1, n, k), dim=-1), torch.randn(16, 1, n, k)  # (b, 1, n, k)
-        never, always = torch.zeros(16, 1, n), torch.ones(16, 1, n)  # 一点不忘，全力改写
-        _, state = recurrent_gated_delta_rule(keys, keys, values, never, always, torch.zeros(16, 1, k, k))
-        for name, board in [("先擦再写", state), ("直接加", keys.transpose(2, 3) @ values)]:
-            result[name].append(((keys @ board - values).square().sum() / values.square().sum()).item())
-    return result
+    return nn.functional.normalize(torch.randn(repeats, 1, n, k), dim=-1), torch.randn(repeats, 1, n, k)
 
 
-def seconds_by_length(lengths, chunk_size, h=4, k=32):
-    """循环、分块、注意力三种算法，各种长度用多少秒。
+def recall(n, erase, keep=1.0):
+    """写 n 对随机的键值，认得出几成；按写下的先后分开。
 
     参数:
-        lengths (list[int]): 序列长度
-        chunk_size (int): 一块里几个词元
-        h (int): 头数
-        k (int): 每个头的维度
+        n (int): 写几对
+        erase (bool): 先擦再写，还是直接加
+        keep (float): 门
 
     返回:
-        dict[str, list[float]]: 名字 → 秒数，各与 lengths 一一对应，取三次里最快的
+        tuple[list[float], list[float], float]: 十组黑板各认错几成；第 i 个写下的认得出几成；余弦的平均
     """
-    result = {"循环": [], "分块": [], "注意力": []}
-    for t in lengths:
-        inputs, future = random_inputs(1, h, t, k), torch.ones(t, t, dtype=torch.bool).triu(1)
+    keys, values = random_pairs(n)
+    nearest, cosine = read(keys, blackboard(keys, values, erase, keep), values)
+    right = (nearest == torch.arange(n)).float()  # (b, n)
+    return (1 - right.view(10, -1).mean(dim=1)).tolist(), right.mean(dim=0).tolist(), cosine.mean().item()
 
-        def attention(queries, keys, values, *_, future=future):
-            return torch.softmax((queries @ keys.transpose(2, 3)).masked_fill(future, -torch.inf), dim=-1) @ values  # (b, h, t, k)
 
-        for name, step in [("循环", recurrent_gated_delta_rule), ("分块", lambda *each: chunked_gated_delta_rule(*each, chunk_size)), ("注意力", attention)]:
-            best = float("inf")
-            for _ in range(3):
-                start = time.perf_counter()
-                step(*inputs)
-                best = min(best, time.perf_counter() - start)
-            result[name].append(best)
-    return result
+def overwriting(times, rule, n=16):
+    """写 n 个键，再把前一半的值改写几遍：改过的读到最新的吗？没改的还在吗？
+
+    参数:
+        times (int): 改写几遍，每遍都换新的值
+        rule (tuple): erase 和 keep，与 blackboard 的相同
+        n (int): 几个键
+
+    返回:
+        tuple[float, float]: 改过的，读到最新值的占几成；没改的，读对的占几成
+    """
+    keys, first = random_pairs(n)
+    newer = [values[:, :, : n // 2] for _, values in (random_pairs(n) for _ in range(times))]
+    written = torch.cat([first, *newer], dim=2)  # (b, 1, m, k)　候选里有所有写过的值，新的旧的都在
+    board = blackboard(torch.cat([keys] + times * [keys[:, :, : n // 2]], dim=2), written, *rule)
+    nearest, _ = read(keys, board, written)
+    wanted = torch.arange(n)
+    wanted[: n // 2] += written.shape[2] - n // 2  # 改过的，正确答案是最后一遍写的
+    right = (nearest == wanted).float().mean(dim=0)  # (n,)
+    return right[: n // 2].mean().item(), right[n // 2 :].mean().item()
 
 
 def cache_sizes(model, ids):
@@ -527,61 +556,41 @@ def cache_sizes(model, ids):
     return sizes
 
 
-def draw(sizes, lengths, seconds, counts, errors, curves, noise, path):
-    """四幅图：缓存的增长、用时随长度、记得准不准、训练曲线。
+def draw(counts, errors, ages, times, changed, keeps, gate, path):
+    """四幅图：写几对认得出几成、新旧、改写、门。
 
     参数:
-        sizes (dict): 名字 → cache_sizes 的结果
-        lengths (list[int]): seconds 的各个长度
-        seconds (dict): seconds_by_length 的结果
-        counts (list[int]): errors 的各个对数
-        errors (dict): recall_errors 的结果
-        curves (dict): 名字 → train 的结果，第一条是参照
-        noise (float): seed_noise 的结果，画成灰带
+        counts (list[int]): 各写几对
+        errors (dict): 名字 → 每个 n 的十组认错几成
+        ages (dict): 名字 → 写 64 对时，第 i 个写下的认得出几成
+        times (list[int]): 各改写几遍
+        changed (dict): 名字 → 每个遍数的 overwriting 结果
+        keeps (list[float]): 门的各种取值
+        gate (dict): 名字 → 每个取值下认得出几成
         path (Path): 图片写到哪里
     """
-    figure, axes = plt.subplots(2, 2, figsize=(10.4, 8), layout="constrained")
-    for name in curves:
-        axes[0, 0].plot(range(1, len(sizes[name]) + 1), [size / 1024 for size in sizes[name]], label=name)
-        axes[1, 1].plot(*zip(*curves[name]), label=name)
-    for name, values in seconds.items():
-        axes[0, 1].plot(lengths, [1000 * each for each in values], "o-", label=name)
-    for name, values in errors.items():
-        axes[1, 0].plot(counts, values, "o-", label=name)
-    last = next(iter(curves.values()))[-1][1]
-    axes[1, 1].axhspan(last - noise, last + noise, color="0.85", label="换个种子的差别")
-    axes[0, 1].set_xscale("log", base=2)
-    axes[0, 1].set_yscale("log")
-    axes[0, 1].set_xticks(lengths, [str(each) for each in lengths])
-    axes[1, 0].axvline(32, color="gray", linestyle=":")
-    axes[1, 0].set_ylim(bottom=0)
-    labels = [("已经有几个词元", "实测的缓存（KB）"), ("序列长度", "用时（毫秒，对数刻度）"), ("写了几对键值（虚线：黑板的边长 32）", "读错多少（1：与没记差不多）"), ("训练步数", "验证损失")]
-    for axis, (x, y) in zip(axes.flat, labels):
-        axis.set_xlabel(x)
-        axis.set_ylabel(y)
-        axis.legend()
+    figure, axes = plt.subplots(2, 2, figsize=(10.4, 7.6), layout="constrained", sharey=True)
+    colors = {"先擦再写": "tab:blue", "直接加": "tab:orange", "直接加，每次留 0.95": "tab:green"}
+    for name in errors:
+        means = [100 - 100 * statistics.mean(groups) for groups in errors[name]]
+        halves = [100 * paired_interval(groups)[1] for groups in errors[name]]
+        axes[0, 0].errorbar(counts, means, halves, fmt="o-", capsize=2, color=colors[name], label=name)
+        axes[0, 1].plot(range(len(ages[name]) - 1, -1, -1), [100 * each for each in ages[name]], color=colors[name], label=name)
+    for name, pairs in changed.items():
+        for which, style, title in [(0, "o-", "改过的，读到最新的"), (1, "s:", "没改的")]:
+            axes[1, 0].plot(times, [100 * pair[which] for pair in pairs], style, color=colors[name], label=f"{name}：{title}")
+    for (name, part), values in gate.items():
+        axes[1, 1].plot(keeps, [100 * each for each in values], "o-" if part == "最新 16 个" else "s:", color=colors[name], label=f"{name}：{part}")
+    axes[0, 0].axvline(K, color="gray", linestyle=":")
+    axes[1, 1].invert_xaxis()
+    labels = [f"写了几对（竖线：黑板的边长 {K}）", "写下之后，又写了几对（共 64 对）", "前 8 个键改写几遍（共 16 个键）", "门：每次留下几成（往右忘得快，共 64 对）"]
+    for axis, label in zip(axes.flat, labels):
+        axis.set_xlabel(label)
+        axis.set_ylabel("认得出几成（%）")
+        axis.legend(fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-# region 沿用 setup/find_data.py: find_data
-def find_data(*names):
-    """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
-    here = Path(__file__ if "__file__" in globals() else "x").resolve()
-    root = next((folder for folder in here.parents if (folder / "setup" / "data").is_dir()), Path())
-    for folder in [os.environ.get("LLM_DATA_DIR"), root / "setup" / "downloads", root / "setup" / "data", root / "ch05" / "outputs"]:
-        for name in names:
-            path = Path(folder or "") / name
-            if folder and (path.is_file() or any(path.glob("*"))):
-                return path
-    commands = {"tiktoken": "setup/prepare.py", "gpt_mini.pth": "ch05/main/gpt_train.py（约 90 秒）"}
-    commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
-    print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
-    sys.exit(2)
-
-
-# endregion
 
 
 # region 沿用 setup/self_check.py: confirm
@@ -595,73 +604,68 @@ def confirm(claim, ok, hint):
 
 
 def main():
-    """循环与分块相同吗、快多少；黑板记得住几对；换掉注意力，缓存和损失怎样变。"""
+    """黑板记得住几对、偏向新的还是旧的、改不改得动、门忘掉什么；再看换掉注意力，缓存怎样变。"""
     parser = argparse.ArgumentParser(description="实验　门控 DeltaNet：一块固定大小的黑板")
-    parser.add_argument("--chunk", type=int, default=16, help="一块里几个词元（默认：16）")
+    parser.add_argument("--chunk", type=int, default=16, help="分块的写法里，一块几个词元（默认：16）")
     parser.add_argument("--stride", type=int, default=3, help="混合模型里，每几层 DeltaNet 跟一层注意力（默认：3，与 Qwen3-Next 相同）")
-    parser.add_argument("--steps", type=int, default=300, help="每个模型训练几步（默认：300）")
-    parser.add_argument("--seed", type=int, default=123, help="初始权重的随机种子（默认：123）")
-    parser.add_argument("--quick", action="store_true", help="只训练 10 步，序列短一些，几秒钟走完全程")
+    parser.add_argument("--seed", type=int, default=123, help="随机种子（默认：123）")
+    parser.add_argument("--quick", action="store_true", help="少写几种，几秒钟走完全程")
     args = parser.parse_args()
-    for name, low, high in [("chunk", 1, 1024), ("stride", 1, 100), ("steps", 1, 100000), ("seed", 0, 2**62)]:
+    for name, low, high in [("chunk", 1, 1024), ("stride", 1, 100), ("seed", 0, 2**62)]:
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
-    context, layers, steps = 64, 4, min(args.steps, 10) if args.quick else args.steps
-    path = find_data("the-verdict.txt", "story-en.txt")
-    train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
-    torch.set_num_threads(1)  # 矩阵都很小，两个线程也只快三成；别的程序占着核时，线程互相等，反而慢好几倍
-    print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
+    torch.set_num_threads(1)  # 矩阵都很小，别的程序占着核时，线程互相等，反而慢好几倍
     torch.manual_seed(args.seed)
 
-    lengths = [128, 256, 512] if args.quick else [128, 256, 512, 1024, 2048]
-    seconds = seconds_by_length(lengths, args.chunk)
-    print(f"\n长度（4 个头，k = 32，一块 {args.chunk} 个）　" + "　".join(f"{t:8}" for t in lengths))
-    for name, values in seconds.items():
-        print(f"{name.ljust(4, '　')}（毫秒）　　　　　　　　　　" + "　".join(f"{1000 * each:8.2f}" for each in values))
-    counts = [1, 4, 8, 16, 24, 32, 48, 64]
-    errors = recall_errors(counts)
-    print("\n黑板 32 × 32，写几对　　" + "　".join(f"{n:5}" for n in counts))
-    for name, values in errors.items():
-        print(f"{name.ljust(4, '　')}读错多少　　　　" + "　".join(f"{each:5.0%}" for each in values))
+    counts, times, keeps = ([8, 64], [1, 8], [1.0, 0.9]) if args.quick else ([4, 8, 16, 24, 32, 48, 64], [1, 2, 4, 8, 16], [1.0, 0.99, 0.97, 0.95, 0.9])
+    rules = {"先擦再写": True, "直接加": False}
+    results = {name: [recall(n, erase) for n in counts] for name, erase in rules.items()}
+    errors = {name: [groups for groups, _, _ in each] for name, each in results.items()}
+    print(f"① {K} × {K} 的黑板，160 块，每块写 n 对随机的键值，每个键一次；用键读，看与哪个写过的值方向最近")
+    print("写几对　　　　　　　　　　" + "　".join(f"{n:5}" for n in counts))
+    for name, each in results.items():
+        print(f"{name.ljust(4, '　')}认得出　　　　　　" + "　".join(f"{1 - statistics.mean(groups):5.0%}" for groups, _, _ in each))
+        print(f"　　　　与写下的值的余弦　" + "　".join(f"{cosine:5.2f}" for *_, cosine in each))
+    for i, n in enumerate(counts):
+        gaps = [b - a for a, b in zip(errors["先擦再写"][i], errors["直接加"][i])]
+        mean, half = paired_interval(gaps)
+        if n in (8, 32, 64):
+            print(f"  写 {n} 对：直接加的认错的，比先擦再写的{verdict(gaps)}（{mean:+.1%} ± {half:.1%}，十组黑板，99% 区间）")
+    ages = {name: each[-1][1] for name, each in results.items()}
+    print(f"写 {counts[-1]} 对，最后 8 对认得出的：" + "，".join(f"{name} {statistics.mean(age[-8:]):.0%}" for name, age in ages.items()), end="")
+    print("；最早 8 对：" + "，".join(f"{name} {statistics.mean(age[:8]):.0%}" for name, age in ages.items()))
 
-    cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": 64, "n_heads": 4, "n_layers": layers, "drop_rate": 0.0, "qkv_bias": False}
-    cfg["chunk_size"] = args.chunk
-    full, mixed, linear = "全是注意力", f"{args.stride} 层 DeltaNet，1 层注意力", "全是 DeltaNet"
-    curves, sizes, same, formulas, params = {}, {}, True, {}, {}
-    for name, stride in [(full, 0), (mixed, args.stride), (linear, -1)]:
-        torch.manual_seed(args.seed)
+    gated = {"先擦再写": (True, 1.0), "直接加": (False, 1.0), "直接加，每次留 0.95": (False, 0.95)}
+    changed = {name: [overwriting(count, rule) for count in times] for name, rule in gated.items()}
+    print("\n② 16 个键，前 8 个改写几遍　　" + "　　".join(f"{count:11}" for count in times))
+    for name, pairs in changed.items():
+        print(f"{name.ljust(11, '　')}改过的 / 没改的　" + "　　".join(f"{new:5.0%} /{kept:4.0%}" for new, kept in pairs))
+    gate = {}
+    for name, erase in rules.items():
+        each = [recall(64, erase, keep)[1] for keep in keeps]
+        gate[name, "最新 16 个"] = [statistics.mean(age[-16:]) for age in each]
+        gate[name, "最老 16 个"] = [statistics.mean(age[:16]) for age in each]
+    print("\n③ 写 64 对，门每次留下几成　　　" + "　".join(f"{keep:5}" for keep in keeps))
+    for (name, part), values in gate.items():
+        print(f"{name.ljust(4, '　')}　{part}认得出　　　" + "　".join(f"{each:5.0%}" for each in values))
+
+    cfg = {"vocab_size": 60, "context_length": 64, "emb_dim": 64, "n_heads": 4, "n_layers": 4, "drop_rate": 0.0, "qkv_bias": False, "chunk_size": args.chunk}
+    linear = "全是 DeltaNet"
+    sizes, same, formulas = {}, True, {}
+    ids = torch.randint(60, (1, 64))  # (b, t)
+    print(f"\n④ 4 层的小模型，d = 64，4 个头（k = 16），一个一个地送进 64 个词元：第 1、8、64 个之后，缓存各多少字节")
+    for name, stride in [("全是注意力", 0), (f"{args.stride} 层 DeltaNet，1 层注意力", args.stride), (linear, -1)]:
         model = GPTModel(cfg | {"deltanet_stride": stride})
-        params[name] = sum(p.numel() for p in model.trf_blocks[0].att.parameters())  # 第一层：混合的也是 DeltaNet
-        curves[name] = train(model, train_ids, val_ids, context, steps, name)
-        sizes[name] = cache_sizes(model, val_ids[None, :context])
+        sizes[name] = cache_sizes(model, ids)
         boards = sum(isinstance(block.att, GatedDeltaNet) for block in model.trf_blocks)
-        formulas[name] = kv_bytes_total_mha(1, context, 64, layers - boards, 4, 4) + kv_bytes_total_deltanet_no_conv(1, 64, boards, 4, 4)
-        same &= cache_error(model, val_ids[None, :context]) < 1e-3
-    torch.manual_seed(args.seed + 1)
-    other = train(GPTModel(cfg | {"deltanet_stride": 0}), train_ids, val_ids, context, steps, "换个种子")
-    noise = seed_noise(curves[full], other)
-    print(f"\n小模型　{layers} 层，d = 64，4 个头，上下文 {context}，训练 {steps} 步\n结构　　　　　　　　　　　　写满的缓存　公式算的　验证损失　比全是注意力")
-    for name in curves:
-        print(f"{name.ljust(14, '　')}{sizes[name][-1]:9,} B{formulas[name]:9,} B{curves[name][-1][1]:10.3f}{curves[name][-1][1] - curves[full][-1][1]:+11.3f}")
-    print(f"{'全是注意力，换个种子'.ljust(14, '　')}{other[-1][1]:32.3f}{other[-1][1] - curves[full][-1][1]:+11.3f}")
-
+        formulas[name] = kv_bytes_total_mha(1, 64, 64, 4 - boards, 4, 4) + kv_bytes_total_deltanet_no_conv(1, 64, boards, 4, 4)
+        same &= cache_error(model, ids) < 1e-3
+        print(f"{name.ljust(14, '　')}" + "　".join(f"{sizes[name][i]:8,}" for i in (0, 7, 63)))
     mha, board = kv_bytes_total_mha(1, 131072, 2048, 48, 2, 16), kv_bytes_total_deltanet_no_conv(1, 2048, 48, 2, 16)
-    print("\n放大到书中的配置（48 层，d = 2048，16 个头，131072 个词元，bfloat16）：", end="")
+    print("放大到书中的配置（48 层，d = 2048，16 个头，131072 个词元，bfloat16）：", end="")
     print(f"注意力 {mha / 1e9:.2f} GB，全是 DeltaNet {board / 1e9:.3f} GB，3 : 1 是 {(mha + 3 * board) / 4e9:.2f} GB")
-    draw(sizes, lengths, seconds, counts, errors, curves, noise, OUTPUTS / "gated_deltanet.png")
+    draw(counts, errors, ages, times, changed, keeps, gate, OUTPUTS / "gated_deltanet.png")
     print(f"图片已写到 {OUTPUTS / 'gated_deltanet.png'}")
-
-    print("\n所以（都是这一次量的）：")
-    grown = {name: values[-1] / values[-2] for name, values in seconds.items()}
-    print(f"  {lengths[-1]} 个词元：分块的用时是循环的 {seconds['分块'][-1] / seconds['循环'][-1]:.2f} 倍。", end="")
-    print(f"从 {lengths[-2]} 到 {lengths[-1]}，注意力的时间变成 {grown['注意力']:.1f} 倍，分块变成 {grown['分块']:.1f} 倍。")
-    print(f"  32 × 32 的黑板写 16 对：先擦再写读错 {errors['先擦再写'][3]:.0%}，直接加 {errors['直接加'][3]:.0%}；写 64 对：{errors['先擦再写'][-1]:.0%} 和 {errors['直接加'][-1]:.0%}。")
-    for name in (mixed, linear):
-        gap = curves[name][-1][1] - curves[full][-1][1]
-        verdict = "没有超过" if abs(gap) <= noise else f"{'差' if gap > 0 else '好'}得超过了"
-        print(f"  {name}：缓存是「{full}」的 {sizes[name][-1] / sizes[full][-1]:.2f} 倍，验证损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）。")
-
-    print(f"  比损失时别忘了：DeltaNet 多几个门，一层的参数是注意力的 {params[linear] / params[full]:.2f} 倍；要记的东西一多会怎样，看上面「读错多少」的表。")
 
     print("\n这个数字对吗？")
     inputs = random_inputs(2, 3, 50, 16)

@@ -1,25 +1,34 @@
 """第 4 章 · 实验　分组查询注意力（GQA）：几个头合用一份键和值，省多少，亏多少？
 
-问题：　8 个头原来各有一份键和值；改成 4 份、2 份、1 份，KV 缓存小几倍？损失变大的量，比换个随机种子的差别大吗？
-先猜：　缓存与份数成正比；那么 1 份键和值，模型会只剩八分之一的本事吗？（先想 10 秒，再运行）
-看点：　① 实测的缓存与公式一个字节不差；② 省下的参数远没有省下的缓存多；③ 右图几条曲线几乎重合，看它们的差别有没有超过灰带。
+问题：　8 个头原来各有一份键和值；改成 2 份、1 份，KV 缓存小几倍，走一步快几倍，损失高多少？
+先猜：　已经有一个训练好的多头模型，想换成 1 份键和值：从头再训练，还是把 8 个头的权重取个平均，接着练几步？（先想 10 秒，再运行）
+看点：　① 实测的缓存与公式一个字节不差；② 下排左、中：学得慢一点和最后高一点是两回事，分开看；分不出的，看区间有多宽；
+        ③ 下排右：取平均以后只接着练 5% 的步数，已经低过从头训练同样步数的一大截；只留第一个头，就差得多：别的头学到的都扔了。
 动手改：1. --groups 1 只留多查询注意力（MQA）；--groups 3 会被拒绝，因为 8 不能分成 3 组。
-        2. 换成书上的写法：把 queries = queries.reshape(…) 一行换成 keys, values = (each.repeat_interleave(h // g, dim=1) for each in (keys, values))，
-           再把 weights.reshape(…) 换成 weights：结果不变，「走一步」一列变慢，省下的读写又花回去了。
-        3. 再把其中的 repeat_interleave(h // g, dim=1) 换成 repeat(1, h // g, 1, 1)：程序照样跑，--groups 2 的自查变成 ✗，因为头认错了组。
+        2. --groups 8：自己与自己比（两个一模一样的网络）。差正好是 0，取平均、只留第一个也都等于什么都没做。
+        3. 换成书上的写法：把 queries = queries.reshape(…) 一行换成 keys, values = (each.repeat_interleave(h // g, dim=1) for each in (keys, values))，
+           再把 weights.reshape(…) 换成 weights：自查仍然全是 ✓，只是每走一步都要把缓存抄成 h 份。
+        4. 再把其中的 repeat_interleave(h // g, dim=1) 换成 repeat(1, h // g, 1, 1)：程序照样跑，--groups 2 的自查变成 ✗，因为头认错了组。
 
 运行：
     python ch04/experiments/exp_gqa.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_gqa.py --quick
-    约 55 秒，0.4 GB（2 核 CPU）
+    约 130 秒，1.0 GB（2 核 CPU）；训练过的存着，再运行几秒钟就出结果
 
 形状记号：b 批大小　t 这次送进来几个词元　s 看得见几个（缓存里的加新来的）　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小
 """
 
 import argparse
+import hashlib
+import json
+import math
 import os
+import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,6 +38,9 @@ import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+# 99% 区间的半宽，是标准误的几倍：个数 → 学生 t 分布的分位数（统计书后面都有这张表）。次数越少，对"散得多开"越没把握，倍数就越大。
+T99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
+CONFIG = {"context_length": 32, "emb_dim": 64, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}  # 词表、头数、份数另给
 
 
 def calc_kv_bytes_total(batch, context_length, emb_dim, n_heads, n_kv_heads, n_layers, bytes_per_elem):
@@ -277,31 +289,6 @@ class GPTModel(nn.Module):
 # endregion
 
 
-def generate_text_simple_cached(model, idx, max_new_tokens):
-    """带着缓存的贪心解码：先送整个提示词，以后每步只送刚生成的那一个。
-
-    参数:
-        model (nn.Module): 带缓存的 GPT
-        idx (Tensor): 提示词的词元编号，(b, t)；连同要生成的不能超过上下文长度
-        max_new_tokens (int): 生成几个
-
-    形状:
-        输入 (b, t) → 输出 (b, t + max_new_tokens)
-
-    返回:
-        Tensor: 提示词连同新生成的词元
-    """
-    model.eval()
-    model.reset_kv_cache()
-    new = idx
-    for _ in range(max_new_tokens):
-        with torch.no_grad():
-            logits = model(new, use_cache=True)[:, -1]  # (b, V)
-        new = logits.argmax(dim=-1, keepdim=True)  # (b, 1)
-        idx = torch.cat([idx, new], dim=1)  # (b, t + 1)
-    return idx
-
-
 def cache_error(model, ids):
     """缓存对不对：一个词元一个词元地带着缓存送进去，与一次送完相比，logits 最多差多少。
 
@@ -321,34 +308,25 @@ def cache_error(model, ids):
         return (cached - model(ids)).abs().max().item()
 
 
+# region 沿用 ch04/experiments/exp_seed_noise.py: encode_characters, bigram_loss, validation_loss, train, milestones, side_by_side, paired_interval, verdict, draw_differences
 def encode_characters(text):
-    """按字符编号，前九成作训练集，后一成作验证集。
-
-    字符当词元，词表只有几十个：模型可以很小，几秒钟就学到东西，几种结构的差别也看得见。
-
-    参数:
-        text (str): 训练用的文本
-
-    返回:
-        tuple[Tensor, Tensor, list]: 训练集和验证集的编号（都是一维），词表
-    """
+    """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_seed_noise.py）"""
     chars = sorted(set(text))
     number = {char: i for i, char in enumerate(chars)}
     ids = torch.tensor([number[char] for char in text])
     return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :], chars
 
 
+def bigram_loss(train_ids, val_ids, vocab_size):
+    """只看前一个字符、靠数数猜下一个，验证损失是多少：不比它低，就什么上下文也没有学到。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    pairs = train_ids[:-1] * vocab_size + train_ids[1:]
+    counts = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size) + 0.1  # (V, V)
+    probs = counts / counts.sum(dim=1, keepdim=True)
+    return -probs[val_ids[:-1], val_ids[1:]].log().mean().item()
+
+
 def validation_loss(model, ids, context_length):
-    """整个验证集的平均损失：首尾相接地切成若干段，一批算完。
-
-    参数:
-        model (nn.Module): 语言模型，(b, t) → (b, t, V)
-        ids (Tensor): 验证集的编号，一维
-        context_length (int): 每段多长
-
-    返回:
-        float: 损失
-    """
+    """整个验证集的平均损失：首尾相接地切成若干段，一批算完。（详解见 ch04/experiments/exp_seed_noise.py）"""
     model.eval()
     n = (len(ids) - 1) // context_length * context_length
     inputs, targets = ids[:n].view(-1, context_length), ids[1 : n + 1]  # (b, t)，(b·t,)
@@ -356,103 +334,280 @@ def validation_loss(model, ids, context_length):
         return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets).item()
 
 
-def train(model, train_ids, val_ids, context_length, steps, title, extra_loss=None):
-    """训练一个小模型，记下验证损失的曲线。
-
-    每个模型看到的批完全相同（另用一个种子固定的随机数发生器），差别就只来自结构和初始权重。
-
-    参数:
-        model (nn.Module): 语言模型
-        train_ids (Tensor): 训练集的编号，一维
-        val_ids (Tensor): 验证集的编号，一维
-        context_length (int): 每个样本多长
-        steps (int): 走几步
-        title (str): 进度条上的名字
-        extra_loss (callable 或 None): 前向之后再加的一项损失，没有就不加
-
-    返回:
-        list[tuple[int, float]]: 每项是步数和验证损失，第一项是训练之前
-    """
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+def train(model, train_ids, val_ids, context_length, steps, seed, extra_loss=None):
+    """训练一个小模型，记下验证损失的曲线。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1)
     curve = [(0, validation_loss(model, val_ids, context_length))]
-    for step in tqdm(range(1, steps + 1), desc=title, unit="步", leave=False, disable=None):  # None：输出到文件时不画进度条
+    for step in range(1, steps + 1):
         model.train()
         starts = torch.randint(len(train_ids) - context_length, (16, 1), generator=generator)  # (b, 1)
-        window = train_ids[starts + torch.arange(context_length + 1)]  # (b, t + 1)　多取一个，右移一位就是目标
+        window = train_ids[starts + torch.arange(context_length + 1)]  # (b, t + 1)
         loss = nn.functional.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
         if extra_loss is not None:
             loss = loss + extra_loss()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % max(1, steps // 12) == 0 or step == steps:
+        if step % max(1, steps // 20) == 0 or step == steps:
             curve.append((step, validation_loss(model, val_ids, context_length)))
     return curve
 
 
-def seed_noise(curve, other):
-    """同样的结构只换初始权重的种子，验证损失会差多少：比这还小的差别，不能算在结构头上。
+def milestones(curve):
+    """一条曲线，两个问题：学得快不快，最后低不低。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    return curve[len(curve) // 4][1], min(loss for _, loss in curve)
+
+
+def side_by_side(job, cases, folder, workers=None):
+    """每个 case 运行一次 job(*case)，几个进程并排，做完一个存一个；存过的直接读。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    source = Path(job.__globals__["__file__"]).read_bytes()
+    paths = {case: folder / f"{hashlib.sha256(source + repr(case).encode()).hexdigest()[:16]}.json" for case in cases}
+    todo = [case for case in paths if not paths[case].is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(case, result):
+        part = paths[case].with_suffix(".part")
+        part.write_text(json.dumps(result), encoding="utf-8")
+        os.replace(part, paths[case])
+    workers = min(workers or os.cpu_count(), len(todo))
+    progress = tqdm(total=len(todo), desc="训练", unit="个", leave=False, disable=None if todo else True)
+    if workers <= 1:
+        torch.set_num_threads(1)
+        for case in todo:
+            save(case, job(*case))
+            progress.update()
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            running = {pool.submit(job, *case): case for case in todo}
+            try:
+                for future in as_completed(running):
+                    save(running[future], future.result())
+                    progress.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    progress.close()
+    return {case: json.loads(path.read_text(encoding="utf-8")) for case, path in paths.items()}
+
+
+def paired_interval(differences):
+    """几个种子的差，平均是多少，真正的平均差有 99% 的把握落在哪里。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
+    n = len(differences)
+    if n not in t99:
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+    return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
+
+
+def verdict(differences):
+    """损失的差该怎么说：区间整个在 0 的一边才算数，跨过 0 就是分不出。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    mean, half = paired_interval(differences)
+    return "分不出" if abs(mean) <= half else ("更低" if mean < 0 else "更高")
+
+
+def draw_differences(axis, differences, quick=False):
+    """一行一种变体：每个种子的差是一个点，粗线是 99% 区间，竖线是 0。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    for row, values in enumerate(differences.values()):
+        axis.scatter(values, [row] * len(values), s=14, color="tab:blue", alpha=0.6, zorder=3)
+        if not quick:
+            mean, half = paired_interval(values)
+            color = "0.5" if abs(mean) <= half else ("tab:green" if mean < 0 else "tab:red")
+            axis.plot([mean - half, mean + half], [row, row], linewidth=6, alpha=0.5, color=color, solid_capstyle="butt")
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(range(len(differences)), list(differences))
+    axis.set_ylim(len(differences) - 0.5, -0.5)
+
+
+# endregion
+
+
+def pool_heads(weight, num_heads, num_kv_groups, mean=True):
+    """把 h 个头的键（或值）的权重并成 g 份，每组 h/g 个头并成一份。
 
     参数:
-        curve (list): train 的结果
-        other (list): 换个种子的 train 的结果
+        weight (Tensor): 多头注意力的 W_key 或 W_value 的权重
+        num_heads (int): 头数 h
+        num_kv_groups (int): 并成几份 g
+        mean (bool): True 是取平均（论文的做法）；False 是只留每组的第一个头，别的扔掉
+
+    形状:
+        输入 (h·k, d) → 输出 (g·k, d)
 
     返回:
-        float: 训练后半程里，两条曲线相距最远的一次；只看终点的话，可能碰巧相同
+        Tensor: 并好的权重
     """
-    return max(abs(first[1] - second[1]) for first, second in list(zip(curve, other))[len(curve) // 2 :])
+    grouped = weight.view(num_kv_groups, num_heads // num_kv_groups, -1, weight.shape[1])  # (g, h/g, k, d)
+    return (grouped.mean(dim=1) if mean else grouped[:, 0]).reshape(-1, weight.shape[1])  # (g·k, d)
 
 
-def decode_milliseconds(num_heads, num_kv_groups, length=4096, head_dim=64):
-    """缓存里已有 length 个词元时，一层注意力再走一步要几毫秒：缓存越大，要读的越多。
+def to_gqa(model, cfg, num_kv_groups, mean=True):
+    """训练好的多头模型变成 GQA 模型：键和值的权重并成几份，其余照搬。
 
-    这里的缓存用 cat 拼接，每步还要申请新内存、抄一遍，所以差距可能比份数之比还悬殊。
+    参数:
+        model (GPTModel): 训练好的，键和值的份数等于头数
+        cfg (dict): 它的配置
+        num_kv_groups (int): 并成几份
+        mean (bool): 见 pool_heads
+
+    返回:
+        GPTModel: 并好的，还没有接着训练
+    """
+    state = {
+        name: pool_heads(weight, cfg["n_heads"], num_kv_groups, mean) if "W_key" in name or "W_value" in name else weight
+        for name, weight in model.state_dict().items()
+    }
+    grouped = GPTModel(cfg | {"n_kv_groups": num_kv_groups})
+    grouped.load_state_dict(state)
+    return grouped
+
+
+def train_once(path, n_heads, n_kv_groups, pool_to, steps, seed):
+    """训练一次；pool_to 不是 None 时，再把训练好的并成 pool_to 份，接着练二十分之一的步数（uptraining）。
+
+    参数:
+        path (str): 文本文件
+        n_heads (int): 头数
+        n_kv_groups (int): 键和值有几份
+        pool_to (int 或 None): 训练完再并成几份；None 表示不并
+        steps (int): 走几步
+        seed (int): 初始权重和批的次序
+
+    返回:
+        dict: curve 是 train 的结果；有 pool_to 时，mean、first 是取平均、只留第一个之后接着练的曲线
+    """
+    train_ids, val_ids, chars = encode_characters(Path(path).read_text(encoding="utf-8"))
+    cfg = CONFIG | {"vocab_size": len(chars), "n_heads": n_heads, "n_kv_groups": n_kv_groups}
+    torch.manual_seed(seed)
+    model = GPTModel(cfg)
+    result = {"curve": train(model, train_ids, val_ids, 32, steps, seed)}
+    if pool_to is not None:
+        for name, mean in [("mean", True), ("first", False)]:  # 两种并法接着看到的批相同；与训练时的不同，所以种子加 500
+            result[name] = train(to_gqa(model, cfg, pool_to, mean), train_ids, val_ids, 32, max(1, steps // 20), seed + 500)
+    return result
+
+
+def decode_step(attention, cache, x, length):
+    """缓存里已有 length 个词元时，再走一步。缓存是预先分好的，新的键和值写在末尾：不像 torch.cat，每步把旧的全抄一遍。
+
+    参数:
+        attention (GroupedQueryAttention): 注意力
+        cache (Tensor): 键和值，(2, b, g, s, k)，s = length + 1
+        x (Tensor): 新的词元，(b, 1, d)
+        length (int): 已有几个词元
+
+    返回:
+        Tensor: (b, 1, d)
+    """
+    b, h, g, k = len(x), attention.num_heads, attention.num_kv_groups, attention.head_dim
+    cache[0, :, :, length] = attention.W_key(x).view(b, g, k)  # (b, g, k)
+    cache[1, :, :, length] = attention.W_value(x).view(b, g, k)  # (b, g, k)
+    # 只有一个新词元，什么都看得见，不要掩码。同组的 h/g 个头当成 h/g 行查询，一份键只读一次。
+    queries = attention.W_query(x).view(b, g, h // g, k)  # (b, g, h/g, k)
+    context = nn.functional.scaled_dot_product_attention(queries, cache[0], cache[1])  # (b, g, h/g, k)
+    return attention.out_proj(context.reshape(b, 1, h * k))  # (b, 1, d)
+
+
+def prepare_steps(num_heads, copies, length=4096, head_dim=64):
+    """每种份数备好一层注意力和写满的缓存，返回"再走一步"。
 
     参数:
         num_heads (int): 头数
-        num_kv_groups (int): 键和值的份数
+        copies (list[int]): 要量的份数
         length (int): 缓存里有几个词元
         head_dim (int): 每个头的维度，取 GPT-2 的 64
 
     返回:
-        float: 毫秒，取中位数
+        dict[int, callable]: 份数 → 走一步
     """
     width = num_heads * head_dim
-    attention = GroupedQueryAttention(width, width, 0.0, num_heads, num_kv_groups)
-    x, seconds = torch.randn(1, 1, width), []
-    cached = torch.randn(1, num_kv_groups, length, head_dim)
-    with torch.no_grad():
-        for _ in range(15):
-            attention.cache_k = attention.cache_v = cached
-            start = time.perf_counter()
-            attention(x, use_cache=True)
-            seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[len(seconds) // 2] * 1000
+    attentions = {each: GroupedQueryAttention(width, width, 0.0, num_heads, each) for each in copies}
+    return {each: partial(decode_step, attention, torch.randn(2, 1, each, length + 1, head_dim), torch.randn(1, 1, width), length) for each, attention in attentions.items()}
 
 
-def draw(curves, noise, path):
-    """左图：书中配置的缓存随份数的变化；右图：各种份数的验证损失曲线。
+def interleaved(steps, rounds):
+    """几种做法轮流各做一次，做许多轮：机器忽快忽慢，大家碰上的一样多。
 
     参数:
-        curves (dict): 份数 → train 的结果
-        noise (float): seed_noise 的结果，画成灰带
+        steps (dict[object, callable]): 名字 → 做一次
+        rounds (int): 记几轮；另有三轮热身，不记
+
+    返回:
+        dict[object, list]: 名字 → 毫秒的三个四分位数，中间那个是中位数
+    """
+    torch.set_num_threads(1)  # 一步太短，几个线程互相等的时间比算的还长，别的程序一忙就更乱
+    times = {name: [] for name in steps}
+    with torch.no_grad():
+        for _ in range(rounds + 3):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.quantiles(each[3:], n=4) for name, each in times.items()}
+
+
+def compare_times(quartiles, base):
+    """两种做法的用时该怎么说：中间一半完全错开才算数，有重叠就是分不出。
+
+    参数:
+        quartiles (list): interleaved 的一项
+        base (list): 参照的一项
+
+    返回:
+        str: "更快"、"更慢"或"分不出"
+    """
+    return "更快" if quartiles[2] < base[0] else "更慢" if quartiles[0] > base[2] else "分不出"
+
+
+def describe(differences, quick):
+    """差的平均和区间，印成一小段；训练太短时只印平均。
+
+    参数:
+        differences (list[float]): 每个种子的损失减去参照的
+        quick (bool): 训练太短
+
+    返回:
+        str: 如 "+0.031 ± 0.012 更高"
+    """
+    if quick:
+        return f"{statistics.mean(differences):+.3f}"
+    mean, half = paired_interval(differences)
+    return f"{mean:+.3f} ± {half:.3f} {verdict(differences)}"
+
+
+def draw(times, curves, gaps, tuned, uptrained, quick, path):
+    """上排：书中配置的缓存、走一步的用时、各份数的曲线；下排：与 MHA 的差、接着练的曲线、两种并法的差。
+
+    参数:
+        times (dict): 份数 → 毫秒的四分位数
+        curves (dict): 份数 → 每个种子的曲线
+        gaps (dict): 份数和里程碑 → 每个种子减去 MHA 的差
+        tuned (dict): 做法 → 每个种子减去"取平均"的差
+        uptrained (dict): 做法 → 每个种子的曲线
+        quick (bool): True 时不画区间
         path (Path): 图片写到哪里
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    figure, ((size, step, loss), (gap, tune, pooled)) = plt.subplots(2, 3, figsize=(13, 7.2), layout="constrained")
     copies = [32, 16, 8, 4, 2, 1]
-    sizes = [calc_kv_bytes_total(1, 32768, 4096, 32, each, 32, 2) / 1e9 for each in copies]
-    bars = left.bar([str(each) for each in copies], sizes, color=["tab:gray"] + ["tab:blue"] * 5)
-    left.bar_label(bars, fmt="%.2f")
-    left.set_xlabel("键和值有几份（头数是 32；32 份就是 MHA）")
-    left.set_ylabel("写满 32768 个词元的 KV 缓存（GB）")
-    for groups, curve in curves.items():
-        right.plot(*zip(*curve), label=f"{groups} 份", linewidth=1.5)
-    last = next(iter(curves.values()))[-1]
-    right.axhspan(last[1] - noise, last[1] + noise, color="0.85", label="换个种子的差别")
-    right.set_xlabel("训练步数")
-    right.set_ylabel("验证损失")
-    right.legend(title="键和值")
+    bars = size.bar([str(each) for each in copies], [calc_kv_bytes_total(1, 32768, 4096, 32, each, 32, 2) / 1e9 for each in copies], color=["tab:gray"] + ["tab:blue"] * 5)
+    size.bar_label(bars, fmt="%.2f")
+    size.set(xlabel="键和值有几份（头数 32；32 份就是 MHA）", ylabel="写满 32768 个词元的 KV 缓存（GB）")
+    for row, (low, median, high) in enumerate(times.values()):
+        step.bar(row, median, color="tab:blue" if row else "tab:gray")
+        step.errorbar(row, median, [[median - low], [high - median]], color="black", capsize=5)
+    step.set_xticks(range(len(times)), [str(each) for each in times])
+    step.set(xlabel="键和值有几份（短线：中间一半）", ylabel="缓存 4096 个词元，一层走一步（毫秒）")
+    for axis, lines in [(loss, {f"{each} 份": curve for each, curve in curves.items()}), (tune, uptrained)]:
+        for row, (label, several) in enumerate(lines.items()):
+            for i, curve in enumerate(several):
+                axis.plot(*zip(*curve), color=f"C{row}", linewidth=0.8, alpha=0.6, label=None if i else label)
+        axis.set(xlabel="训练步数", ylabel="验证损失")
+        axis.legend()
+    loss.set_title("从头训练，每条线一个种子")
+    tune.set_title("多头模型并成一份，接着练")
+    for axis, differences, title in [(gap, gaps, "损失减去 MHA 的"), (pooled, tuned, "步数相同，损失减去取平均的")]:
+        draw_differences(axis, differences, quick)
+        axis.set(title=title, xlabel="损失的差（往左是更低）")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -488,93 +643,101 @@ def confirm(claim, ok, hint):
 
 
 def main():
-    """同一个小模型，只改键和值的份数，比缓存、参数、速度和损失。"""
+    """同一个小模型，只改键和值的份数，比缓存、速度和损失；再把多头模型并成一份，接着练。"""
     parser = argparse.ArgumentParser(description="实验　分组查询注意力：省多少缓存，亏多少损失")
     parser.add_argument("--heads", type=int, default=8, help="查询头数，必须整除 64（默认：8）")
-    parser.add_argument("--groups", type=int, nargs="+", default=[4, 2, 1], help="键和值的份数，可以给几个，每个都要整除头数（默认：4 2 1）")
-    parser.add_argument("--steps", type=int, default=400, help="每个模型训练几步（默认：400）")
-    parser.add_argument("--seed", type=int, default=123, help="初始权重的随机种子（默认：123）")
-    parser.add_argument("--quick", action="store_true", help="只训练 40 步，几秒钟走完全程")
+    parser.add_argument("--groups", type=int, nargs="+", default=[2, 1], help="键和值的份数，可以给几个，每个都要整除头数（默认：2 1）")
+    parser.add_argument("--steps", type=int, default=600, help="每个模型训练几步（默认：600）")
+    parser.add_argument("--seeds", type=int, default=8, help="用几个种子，5 到 10（默认：8）")
+    parser.add_argument("--seed", type=int, default=123, help="第一个种子；几个种子是它乘 1000 再加 0、1、2……（默认：123）")
+    parser.add_argument("--quick", action="store_true", help="两个种子，每次只训练 5 步：看流程，不下结论")
     args = parser.parse_args()
     if not 1 <= args.steps <= 100000:
         parser.error(f"--steps 应在 1 到 100000 之间，不能是 {args.steps}")
     if not 1 <= args.heads <= 64:
         parser.error(f"--heads 应在 1 到 64 之间，不能是 {args.heads}")
-    if not 0 <= args.seed < 2**62:
-        parser.error(f"--seed 应是 0 到 2 的 62 次方之间的整数，不能是 {args.seed}")
-    steps = min(args.steps, 40) if args.quick else args.steps
-    copies = list(dict.fromkeys([args.heads, *args.groups]))  # 第一个总是 MHA，作参照
-    path = find_data("the-verdict.txt", "story-en.txt")
-    train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
-    cfg = {"vocab_size": len(chars), "context_length": 64, "emb_dim": 64, "n_heads": args.heads, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
+    if args.seeds not in T99:
+        parser.error(f"--seeds 应在 5 到 10 之间，不能是 {args.seeds}")
+    if not 0 <= args.seed < 2**50:
+        parser.error(f"--seed 应是 0 到 2 的 50 次方之间的整数，不能是 {args.seed}")
     try:
-        for each in copies:
-            GPTModel(cfg | {"n_kv_groups": each})  # 分不成组的，开始训练之前就报错
+        for each in args.groups:
+            GroupedQueryAttention(64, 64, 0.0, args.heads, each)  # 分不成组的，开始训练之前就报错
     except ValueError as error:
         parser.error(str(error))
-    print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
-    print(f"模型　2 层，d = 64，{args.heads} 个查询头，上下文 64；每个训练 {steps} 步，键和值依次有 {copies} 份")
+    steps, heads = min(args.steps, 5) if args.quick else args.steps, args.heads
+    seeds = [args.seed * 1000 + i for i in range(2 if args.quick else args.seeds)]
+    others, least = list(dict.fromkeys(args.groups)), min(args.groups)
+    path = find_data("the-verdict.txt", "story-en.txt")
+    train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
+    print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种；只看前一个字符、数数，损失 {bigram_loss(train_ids, val_ids, len(chars)):.3f}")
+    print(f"模型　2 层，d = 64，{heads} 个查询头，上下文 32；{len(seeds)} 个种子，各训练 {steps} 步")
 
-    results, curves, prompt = {}, {}, train_ids[None, :32]
-    for each in copies:
-        torch.manual_seed(args.seed)
-        model = GPTModel(cfg | {"n_kv_groups": each})
-        curves[each] = train(model, train_ids, val_ids, 64, steps, f"{each} 份")
-        text = generate_text_simple_cached(model, prompt, 32)[0, 32:].tolist()
-        error = cache_error(model, val_ids[None, :64])  # 写满了上下文，接着量真的缓存
+    cases = [(str(path), heads, each, least if each == heads else None, steps, seed) for each in dict.fromkeys([heads, *others]) for seed in seeds]
+    results = side_by_side(train_once, cases, OUTPUTS / "exp_gqa", workers=1 if args.quick else None)
+    curves = {each: [results[case]["curve"] for case in cases if case[2] == each] for each in [heads, *others]}
+    pooled = {how: [results[case][how] for case in cases if case[2] == heads] for how in ("mean", "first")}
+    times = interleaved(prepare_steps(heads, list(curves)), 5 if args.quick else 41)
+
+    print("\n① 缓存、参数、走一步\n键和值几份　每层注意力参数　写满的缓存　公式算的　4096 个词元后走一步（毫秒，中位数和中间一半）")
+    exact = same = True
+    for each in curves:
+        model = GPTModel(CONFIG | {"vocab_size": len(chars), "n_heads": heads, "n_kv_groups": each})
+        same &= cache_error(model, val_ids[None, :32]) < 1e-3  # 写满了上下文，接着量真的缓存
         measured = sum(block.att.cache_k.nbytes + block.att.cache_v.nbytes for block in model.trf_blocks)
-        results[each] = {
-            "params": sum(p.numel() for p in model.trf_blocks[0].att.parameters()),
-            "measured": measured,
-            "formula": calc_kv_bytes_total(1, 64, 64, args.heads, each, 2, 4),
-            "ms": decode_milliseconds(args.heads, each),
-            "loss": curves[each][-1][1],
-            "error": error,
-            "text": "".join(chars[i] for i in text),
-        }
-    torch.manual_seed(args.seed + 1)
-    other = train(GPTModel(cfg | {"n_kv_groups": args.heads}), train_ids, val_ids, 64, steps, "换个种子")
-    base, noise = results[args.heads], seed_noise(curves[args.heads], other)
-
-    print("\n键和值几份　每层注意力参数　写满的缓存　公式算的　4096 个词元后走一步　验证损失　比 MHA")
-    for each, row in results.items():
-        print(f"{each:6}{row['params']:18,}{row['measured']:13,} B{row['formula']:9,} B{row['ms']:16.2f} ms", end="")
-        print(f"{row['loss']:13.3f}{row['loss'] - base['loss']:+9.3f}")
-    print(f"{args.heads:6}　（换个种子）{other[-1][1]:64.3f}{other[-1][1] - base['loss']:+9.3f}")
-    least = min(results)
-    print(f"{least} 份键和值的模型接着写 32 个字符：{results[least]['text']!r}")
-
+        formula = calc_kv_bytes_total(1, 32, 64, heads, each, 2, 4)
+        exact &= measured == formula
+        low, median, high = times[each]
+        says = "" if each == heads else f"，比 MHA {compare_times(times[each], times[heads])}（{median / times[heads][1]:.2f} 倍）"
+        print(f"{each:6}{sum(p.numel() for p in model.trf_blocks[0].att.parameters()):18,}{measured:13,} B{formula:9,} B{median:12.2f}（{low:.2f}–{high:.2f}）{says}")
     mha, gqa = (calc_kv_bytes_total(1, 32768, 4096, 32, each, 32, 2) / 1e9 for each in (32, 8))
-    print(f"\n放大到书中的配置（32 层，d = 4096，32 个头，32768 个词元，bfloat16）：MHA {mha:.2f} GB，8 份 {gqa:.2f} GB，省 {1 - gqa / mha:.0%}")
-    draw(curves, noise, OUTPUTS / "gqa.png")
-    print(f"图片已写到 {OUTPUTS / 'gqa.png'}")
+    print(f"放大到书中的配置（32 层，d = 4096，32 个头，32768 个词元，bfloat16）：MHA {mha:.2f} GB，8 份 {gqa:.2f} GB，省 {1 - gqa / mha:.0%}")
 
-    print("\n所以（都是这一次量的）：")
-    for each, row in list(results.items())[1:]:
-        gap = row["loss"] - base["loss"]
-        verdict = "没有超过" if abs(gap) <= noise else f"{'差' if gap > 0 else '好'}得超过了"
-        cache, step, params = (row[key] / base[key] for key in ("measured", "ms", "params"))
-        print(f"  {each} 份：缓存是 MHA 的 {cache:.3g} 倍，走一步的时间 {step:.2f} 倍，注意力的参数还剩 {params:.0%}；")
-        print(f"        验证损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）。")
+    print(f"\n② 从头训练，减去 MHA（{heads} 份）的，同一个种子配对；± 是 99% 区间的半宽" + ("\n训练太短：看流程，不下结论" if args.quick else "，比它小的差，这里看不见"))
+    gaps = {}
+    for each in others:
+        early, low = ([milestones(a)[which] - milestones(b)[which] for a, b in zip(curves[each], curves[heads])] for which in (0, 1))
+        gaps |= {f"{each} 份，四分之一时": early, f"{each} 份，最低的": low}
+        print(f"  {each} 份　走到四分之一时 {describe(early, args.quick)}　最低的 {describe(low, args.quick)}")
+
+    few = pooled["mean"][0][-1][0]
+    end = {how: [curve[-1][1] for curve in each] for how, each in pooled.items()}
+    scratch = [dict(map(tuple, curve)).get(few, curve[-1][1]) for curve in curves[least]]
+    print(f"\n③ 训练好的 MHA 并成 {least} 份，再练 {few} 步（{few / steps:.0%}）：平均损失")
+    for title, losses in [("取平均", end["mean"]), ("只留第一个头", end["first"]), (f"从头训练 {few} 步", scratch), (f"从头训练 {steps} 步", [curve[-1][1] for curve in curves[least]])]:
+        print(f"  {title}　{statistics.mean(losses):.3f}")
+    tuned = {name: [a - b for a, b in zip(losses, end["mean"])] for name, losses in [("只留第一个", end["first"]), ("从头训练", scratch)]}
+    for name, differences in tuned.items():
+        print(f"  同样 {few} 步，{name}减去取平均　{describe(differences, args.quick)}")
+    if not args.quick:
+        mean_curve = [(point[0][0], statistics.mean(loss for _, loss in point)) for point in zip(*curves[least])]
+        reached = next((step for step, loss in mean_curve if loss <= statistics.mean(end["mean"])), None)
+        print(f"所以：取平均再练 {few} 步到的损失，从头训练要" + (f"走 {reached} 步。" if reached else f"不止 {steps} 步。"))
+    draw(times, curves, gaps, tuned, {"取平均": pooled["mean"], "只留第一个头": pooled["first"], "从头训练": [curve[: 2 + (len(curve) > 6)] for curve in curves[least]]}, args.quick, OUTPUTS / "gqa.png")
+    print(f"图片已写到 {OUTPUTS / 'gqa.png'}")
 
     print("\n这个数字对吗？")
     torch.manual_seed(args.seed)
-    plain = MultiHeadAttention(64, 64, 64, 0.0, args.heads)
+    plain = MultiHeadAttention(64, 64, 64, 0.0, heads)
     torch.manual_seed(args.seed)
-    grouped = GroupedQueryAttention(64, 64, 0.0, args.heads, args.heads)
+    grouped = GroupedQueryAttention(64, 64, 0.0, heads, heads)
     x = torch.randn(2, 16, 64)  # (b, t, d)
     confirm("份数等于头数时，与第 3 章的 MultiHeadAttention 输出相同", torch.allclose(plain(x), grouped(x), atol=1e-6), "建各层的次序变了，或者掩码错了")
-    groups = min(results)
-    grouped = GroupedQueryAttention(64, 64, 0.0, args.heads, groups)
-    copied = MultiHeadAttention(64, 64, 64, 0.0, args.heads)
-    rows = torch.arange(groups * grouped.head_dim).view(groups, -1).repeat_interleave(args.heads // groups, dim=0).flatten()  # (d,)
-    copied.load_state_dict(grouped.state_dict() | {"W_key.weight": grouped.W_key.weight[rows], "W_value.weight": grouped.W_value.weight[rows]}, strict=False)
-    confirm(f"{groups} 份的 GQA，等于把键和值的权重复制给同组各头的 MHA", torch.allclose(copied(x), grouped(x), atol=1e-6), "头认错了组：要的是 [1, 1, 2, 2]，不是 [1, 2, 1, 2]")
-    confirm("实测的缓存与公式一个字节不差", all(row["measured"] == row["formula"] for row in results.values()), "存的是复制之后的 h 份，那就一点没省")
-    confirm("有缓存与没有缓存，logits 相同（最多差千分之一）", all(row["error"] < 1e-3 for row in results.values()), "位置没有接着数，或掩码没有右移")
+    grouped = GroupedQueryAttention(64, 64, 0.0, heads, least)
+    rows = torch.arange(least * grouped.head_dim).view(least, -1).repeat_interleave(heads // least, dim=0).flatten()  # (d,)
+    copied = {f"{name}.weight": getattr(grouped, name).weight[rows] for name in ("W_key", "W_value")}
+    plain.load_state_dict(grouped.state_dict() | copied, strict=False)
+    confirm(f"{least} 份的 GQA，等于把键和值的权重复制给同组各头的 MHA", torch.allclose(plain(x), grouped(x), atol=1e-6), "头认错了组：要的是 [1, 1, 2, 2]，不是 [1, 2, 1, 2]")
+    back = all(torch.allclose(pool_heads(weight, heads, least, mean), getattr(grouped, name[:-7]).weight) for name, weight in copied.items() for mean in (True, False))
+    confirm("同组各头的权重本来就相同时，取平均、只留第一个，都变回原来那一份", back, "平均错了维：要平均的是同组的头")
+    cache = torch.randn(2, 2, least, 17, grouped.head_dim)
+    grouped.cache_k, grouped.cache_v = cache[:, :, :, :16].clone()
+    confirm("预先分好的缓存走一步，与拼接的缓存走一步相同", torch.allclose(grouped(x[:, :1], use_cache=True), decode_step(grouped, cache, x[:, :1], 16), atol=1e-5), "新的键和值写错了位置")
+    confirm("实测的缓存与公式一个字节不差", exact, "存的是复制之后的 h 份，那就一点没省")
+    confirm("有缓存与没有缓存，logits 相同（最多差千分之一）", same, "位置没有接着数，或掩码没有右移")
     confirm(f"书中的配置：{mha:.2f} GB 和 {gqa:.2f} GB，与原书仓库的 17.18 和 4.29 相同", (f"{mha:.2f}", f"{gqa:.2f}") == ("17.18", "4.29"), "忘了乘 2（键和值各一），或把 n_kv_groups 当成了份数")
-    start, guess = curves[args.heads][0][1], torch.tensor(len(chars)).log().item()
-    confirm(f"没训练时损失 {start:.2f} 接近 ln {len(chars)} = {guess:.2f}", abs(start - guess) < 0.6, "初始权重太大")
+    start = curves[heads][0][0][1]
+    confirm(f"没训练时损失 {start:.2f} 接近 ln {len(chars)} = {math.log(len(chars)):.2f}", abs(start - math.log(len(chars))) < 0.6, "初始权重太大")
 
 
 if __name__ == "__main__":

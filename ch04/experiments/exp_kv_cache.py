@@ -2,22 +2,26 @@
 
 问题：　每生成一个词元，就把整段话从头算一遍；把算过的键和值存下来（KV 缓存），能快多少倍？代价是多少内存？
 先猜：　快的倍数，会随着句子变长而变大、变小，还是不变？满了上下文长度之后呢？（先想 10 秒，再运行）
-看点：　① 每种缓存写出的词元，与不缓存的逐个相同：缓存不是近似；② 图上，不缓存的那条线越来越低，有缓存的几乎是平的；
-        ③ 过了上下文长度，缓存一步不剩地失效（位置全变了），除非肯丢掉一半。
-动手改：1. --window-size 8：滑动窗口的缓存更小；它与"同样窗口、不缓存"相同，与全看的不同。
-        2. 把 GPTModel.forward 里的 offset = … 改成 offset = 0（人人都犯过）：程序照样跑，速度照样快，自查变成 ✗。
+看点：　① 每种缓存写出的词元，与不缓存的逐个相同：缓存不是近似；② 左图：不缓存的那条线越来越低，过了上下文长度，缓存也一步不剩地失效；
+        ③ 中图：提示词一次送进去（预填充，prefill），每个词元的用时比一个一个送（解码，decode）少得多：权重读一遍，给所有词元用；
+        ④ 右图：拼接每一步都把旧的抄一遍，句子越长越慢；预分配只写新来的一个，是一条平线。带子和短线是四分位：一半的测量落在里面。
+动手改：1. 把 GPTModel.forward 里的 offset = … 改成 offset = 0（人人都犯过）：程序照样跑，速度照样快，自查变成 ✗。
+        2. 把 visible 里的 torch.arange(s - t, s, device=device) 换成 torch.arange(t, device=device)：分段预填充和前缀复用变成 ✗，
+           一次送完的仍是 ✓：前面没有旧词元，掩码恰好没错。一个一个送的也错了：新词元只看得见最早的那一个。
         3. --context-length 128：句子短一半，快满时的倍数也小得多。
 
 运行：
     python ch04/experiments/exp_kv_cache.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_kv_cache.py --quick
-    约 50 秒，0.9 GB（2 核 CPU）
+    约 60 秒，0.7 GB（2 核 CPU）
 
 形状记号：b 批大小　t 这一次送进来几个词元　s 一共看得见几个（缓存里的加新来的）　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """
 
 import argparse
+import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,7 +31,9 @@ import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+SIZES = {"emb_dim": 192, "n_heads": 6, "n_layers": 4}  # 改这里：模型多大
 PROMPT = 16  # 提示词的长度；权重是随机的，提示词也随机，只看快慢和对错
+CHUNK = 16  # 分段预填充：提示词一次最多送几个，分数占的内存从 h × t × t 减到 h × 16 × t
 
 
 class ConcatCache:
@@ -62,57 +68,47 @@ class ConcatCache:
         return keys, values
 
 
-class PreallocatedCache(ConcatCache):
+class PreallocatedCache:
     """一层的 KV 缓存，预分配：一次要够内存，新来的填进下一个空位，旧的一个也不动。
 
     参数:
         capacity (int): 最多放几个词元
-        window_size (int 或 None): 滑动窗口：每个词元只看最近这么多个（含自己），更早的可以扔掉；None 表示全看
     """
 
-    def __init__(self, capacity, window_size=None):
-        # 有窗口时留两倍的地方：填满了才把最近的一窗搬回开头，平均每步只搬一个词元；正好留一窗，就每步都要搬。
-        self.capacity, self.window_size = 2 * window_size if window_size else capacity, window_size
-        super().__init__()
+    def __init__(self, capacity):
+        self.capacity, self.keys, self.values = capacity, None, None
+        self.reset()
 
     def reset(self):
         """忘掉一切，内存留着下次用。"""
-        self.keys = getattr(self, "keys", None)
-        self.values = getattr(self, "values", None)
-        self.length = self.end = 0  # end：填到第几格；搬过家之后就与 length 不同了
+        self.length = 0  # 填到第几格，也就是下一个词元的位置；改小它，就退回到那里
 
     def update(self, keys, values):
-        """存下新的，交出看得见的。
+        """存下新的，交出全部。
 
         参数:
             keys (Tensor): 新词元的键，(b, h, t, k)
             values (Tensor): 新词元的值，(b, h, t, k)
 
         返回:
-            tuple[Tensor, Tensor]: 看得见的键和值，(b, h, s, k)；是缓存的一段，没有复制
+            tuple[Tensor, Tensor]: 看得见的全部键和值，(b, h, s, k)；是缓存的一段，没有复制
         """
         b, h, t, k = keys.shape
         if self.keys is None:
             self.keys, self.values = keys.new_empty(b, h, self.capacity, k), values.new_empty(b, h, self.capacity, k)
-        if self.window_size and self.end + t > self.capacity:
-            kept = self.window_size - 1  # 新来的第一个还要看它前面的 window_size − 1 个，不能扔早了
-            for buffer in (self.keys, self.values):
-                buffer[:, :, :kept] = buffer[:, :, self.end - kept : self.end].clone()  # 两段可能重叠，先复制再写
-            self.end = kept
-        self.keys[:, :, self.end : self.end + t] = keys
-        self.values[:, :, self.end : self.end + t] = values
-        self.end, self.length = self.end + t, self.length + t
-        first = max(0, self.end - t - self.window_size + 1) if self.window_size else 0
-        return self.keys[:, :, first : self.end], self.values[:, :, first : self.end]
+        end = self.length + t
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-def visible(t, s, window_size, device):
-    """哪个新词元看得见哪个键：因果掩码和滑动窗口，缓存、分段都用这一条公式。
+def visible(t, s, device):
+    """哪个新词元看得见哪个键：有没有缓存、分不分段，都用这一条公式。
 
     参数:
         t (int): 新词元有几个；它们总是最后的 t 个
         s (int): 键有几个
-        window_size (int 或 None): 只看最近几个；None 表示全看
         device (torch.device): 建在哪里
 
     形状:
@@ -122,8 +118,7 @@ def visible(t, s, window_size, device):
         Tensor: 掩码
     """
     # 陷阱：有了缓存，掩码不再是左上角的 (t, t)：第 i 个新词元前面还有 s − t 个旧的。
-    ahead = torch.arange(s, device=device) - torch.arange(s - t, s, device=device)[:, None]  # (t, s)　键在查询后面多远
-    return (ahead <= 0) & (ahead > -window_size) if window_size else ahead <= 0
+    return torch.arange(s, device=device) <= torch.arange(s - t, s, device=device)[:, None]  # (t, s)　键不在查询后面
 
 
 # region 沿用 ch04/main: LayerNorm, GELU, FeedForward
@@ -172,7 +167,7 @@ class FeedForward(nn.Module):
 class MultiHeadAttention(nn.Module):
     """多头注意力，可以带缓存。（原版详解见 ch03/main/example_05_multihead_attention.py）"""
 
-    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False, window_size=None):  # 改：多一个滑动窗口
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
         super().__init__()
         if d_out % num_heads != 0:
             raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
@@ -184,7 +179,7 @@ class MultiHeadAttention(nn.Module):
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
-        self.window_size = window_size  # 改：掩码的形状每次不同，前向时现算，不再登记 mask
+        # 改：掩码的形状每次不同，前向时现算，不再登记 mask
 
     def forward(self, x, cache=None):  # 改：cache 是这一层的缓存；None 就与原版相同
         b, t, _ = x.shape
@@ -197,7 +192,7 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:  # 改：查询只要新词元的，键和值要连同以前的：旧词元看不到新词元，它们的键和值不会再变
             keys, values = cache.update(keys, values)
         scores = queries @ keys.transpose(2, 3)  # (b, h, t, s)　改：从 (t, t) 变成 (t, s)
-        scores.masked_fill_(~visible(t, keys.shape[2], self.window_size, x.device), -torch.inf)  # 改：掩码要知道前面有几个旧的
+        scores.masked_fill_(~visible(t, keys.shape[2], x.device), -torch.inf)  # 改：掩码要知道前面有几个旧的
         weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, s)
         weights = self.dropout(weights)
         context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
@@ -221,7 +216,6 @@ class TransformerBlock(nn.Module):
             num_heads=cfg["n_heads"],
             dropout=cfg["drop_rate"],
             qkv_bias=cfg["qkv_bias"],
-            window_size=cfg.get("window_size"),  # 改：配置里多一个键，没有就是全看
         )
         self.ff = FeedForward(cfg)
         self.norm1 = LayerNorm(cfg["emb_dim"])
@@ -284,14 +278,15 @@ def generate_stream(model, idx, max_new_tokens, context_size, caches=None, keep=
         chunk (int 或 None): 提示词一次最多送几个（分段预填充）；None 表示一次送完
 
     返回:
-        Iterator[tuple[Tensor, float]]: 每步一项：新词元 (b, 1)，和最大的两个 logits 之差（太小就是平局，谁先谁后不算错）
+        Iterator[tuple[int, float]]: 每步一项：新词元，和最大的两个 logits 之差（太小就是平局，谁先谁后不算错）
     """
     start = max(0, idx.shape[1] - context_size)  # 从哪个词元看起
     for cache in caches or []:
         cache.reset()
     for _ in range(max_new_tokens):
         if idx.shape[1] - start > context_size:
-            # 满了。窗口往后挪一格，每个词元的位置都变了，位置嵌入已经混进了所有的键和值：缓存全部作废，只能重来。
+            # 满了。窗口往后挪一格，每个词元的位置都变了，位置嵌入早已混进所有的键和值：缓存全部作废，只能重来。
+            # 这是绝对位置（GPT-2）的毛病，不是缓存的：RoPE 到算分数时才按相对距离转，挪动窗口，旧的键照样能用（见 exp_swa.py）。
             start = idx.shape[1] - (keep or context_size)
             for cache in caches or []:
                 cache.reset()
@@ -300,113 +295,120 @@ def generate_stream(model, idx, max_new_tokens, context_size, caches=None, keep=
             for piece in new.split(chunk or new.shape[1], dim=1):
                 logits = model(piece, caches)[:, -1]  # (b, V)
         top = logits.topk(2, dim=-1)
-        idx_next = top.indices[:, :1]  # (b, 1)
-        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
-        yield idx_next, (top.values[:, 0] - top.values[:, 1]).min().item()
-
-
-def race(streams, steps):
-    """几种生成轮流走，每种走一步再换下一种：别的程序抢 CPU 时，大家一起慢，比值不受影响。
-
-    参数:
-        streams (dict): 名字 → generate_stream 的结果
-        steps (int): 各走几步
-
-    返回:
-        dict: 名字 → （词元编号，每步的秒数，每步最大的两个 logits 之差）
-    """
-    results = {name: ([], [], []) for name in streams}
-    for _ in tqdm(range(steps), desc=f"{len(streams)} 种方式轮流生成", unit="步", leave=False):
-        for name, stream in streams.items():
-            start = time.perf_counter()
-            idx_next, gap = next(stream)
-            token = idx_next.item()  # 等 GPU 真正算完，时间才是真的
-            for values, value in zip(results[name], (token, time.perf_counter() - start, gap)):
-                values.append(value)
-    return results
+        idx = torch.cat((idx, top.indices[:, :1]), dim=1)  # (b, t + 1)
+        yield idx[0, -1].item(), (top.values[0, 0] - top.values[0, 1]).item()
 
 
 def same(tokens, reference, gaps):
-    """两次生成是否相同；第一处不同若是平局，也算相同。
-
-    参数:
-        tokens (list[int]): 要检查的
-        reference (list[int]): 参照
-        gaps (list[float]): 参照的每一步，最大的两个 logits 之差
-
-    返回:
-        bool: 相同
-    """
-    # 分段相加的次序不同，float32 的末位会差一点；两个词元分数相差不到十万分之一时，谁第一纯属偶然，之后就各走各的了。
+    """两次生成是否相同；第一处不同若是平局（参照的 gaps 里，最大的两个 logits 几乎没有差），也算相同。"""
+    # 分段相加的次序不同，float32 的末位会差一点；分数相差不到十万分之一时，谁第一纯属偶然，之后就各走各的了。
     return next((gap < 1e-5 for a, b, gap in zip(tokens, reference, gaps) if a != b), True)
 
 
-def speed(seconds, first, last):
-    """第 first 到第 last 步之间，每秒几个词元。
+def in_turn(jobs, rounds, title="轮流量"):
+    """几件事轮流做，每轮换一个先后：别的程序抢 CPU 时大家一起慢，相除就抵消了。
 
     参数:
-        seconds (list[float]): 每步的秒数
-        first (int): 从第几步起
-        last (int): 到第几步止（不含）
+        jobs (dict): 名字 → 函数，没有参数
+        rounds (int): 几轮
+        title (str): 进度条上的字
 
     返回:
-        float: 词元/秒，取中位数：偶尔被别的程序打断一下，不影响它
+        dict[str, list[float]]: 名字 → 每轮的秒数
     """
-    part = sorted(seconds[first:last])
-    return 1 / part[len(part) // 2]
+    names, seconds = list(jobs), {name: [] for name in jobs}
+    for i in tqdm(range(rounds), desc=title, unit="轮", leave=False):
+        first = i % len(names)  # 谁也不总跟在同一个后面：前一个用过的数据还在 CPU 的缓存里，会占便宜
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            jobs[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
-def pad(text, width):
-    """补空格到同样宽；一个汉字占两格，str.ljust 不知道这一点。
+def compare(before, after):
+    """后一个比前一个快几倍，看不看得清：同一轮的两次相除，一半的比值都在 1 的同一边，才算看得清。
 
     参数:
-        text (str): 文字
-        width (int): 占几格
+        before, after (list[float]): in_turn 量的秒数
 
     返回:
-        str: 补好的文字
+        tuple[float, str]: 快几倍（中位数）；"更快"、"更慢"或"分不出"
     """
-    return text + " " * (width - sum(2 if ord(char) > 0x2E80 else 1 for char in text))
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(before, after)], n=4)  # 四分位：去掉最小、最大各四分之一
+    # 差不到 3% 的不算：同样的代码，数据换一块内存，也会差这么多。
+    clear = not low <= 1 <= high and abs(middle - 1) > 0.03
+    return middle, ("更快" if middle > 1 else "更慢") if clear else "分不出"
 
 
-def draw(curves, context_length, path):
-    """画速度随长度的变化。
+def speeds(seconds):
+    """每秒几次，从慢到快三个数：四分之一、一半、四分之三的位置。"""
+    return [1 / value for value in reversed(statistics.quantiles(seconds, n=4))]
+
+
+def append_times(lengths, rounds):
+    """只量 update：缓存里已有 s 个，再存一个要多久。别的运算一概没有，比的才是拼接与预分配。
 
     参数:
-        curves (dict): 名字 → 每步的秒数
+        lengths (list[int]): 缓存里已有几个
+        rounds (int): 每种量几次
+
+    返回:
+        dict: 名字 → 已有几个 → 每次的秒数
+    """
+    one, jobs = torch.zeros(1, 12, 1, 64), {}  # (b, h, t, k)　GPT-2 small 的一层
+
+    def append(cache, old):
+        if isinstance(cache, ConcatCache):
+            cache.keys = cache.values = old  # 退回去：每次都是在 s 个后面接一个
+        cache.length = old.shape[2]
+        cache.update(one, one)
+
+    for s in lengths:
+        old = torch.zeros(1, 12, s, 64)
+        for name, cache in {"拼接": ConcatCache(), "预分配": PreallocatedCache(s + 1)}.items():
+            cache.update(old, old)
+            jobs[name, s] = partial(append, cache, old)
+    seconds = in_turn(jobs, rounds)
+    return {name: {s: seconds[name, s][1:] for s in lengths} for name in ("拼接", "预分配")}  # 头一次是热身
+
+
+def draw(curves, context_length, prefill, appends, path):
+    """左图：速度随长度；中图：一次送几个；右图：拼接与预分配。
+
+    参数:
+        curves (dict): 名字 → 每一遍每一步的秒数
         context_length (int): 上下文长度，画一条竖线
+        prefill (dict): 一次送几个 → 每次的秒数
+        appends (dict): append_times 的结果
         path (Path): 图片写到哪里
     """
-    figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-    for name, seconds in curves.items():
-        width = max(1, len(seconds) // 40)  # 每几步合成一个点，线才不毛
-        middles = [(PROMPT + i + width / 2, speed(seconds, i, i + width)) for i in range(1, len(seconds) - width + 1, width)]
-        axis.plot(*zip(*middles), label=name)
-    axis.axvline(context_length, color="gray", linestyle=":")
-    axis.annotate("上下文满了", (context_length, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9, color="gray")
-    axis.set_yscale("log")
-    ticks = [each for each in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if axis.get_ylim()[0] < each < axis.get_ylim()[1]]
-    axis.set_yticks(ticks, ticks)
-    axis.minorticks_off()
-    axis.set_xlabel("已经有几个词元")
-    axis.set_ylabel("词元/秒（对数刻度）")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4.2), layout="constrained", width_ratios=[1.5, 1, 1])
+    for color, (name, rounds) in enumerate(curves.items()):
+        width = max(2, len(rounds[0]) // 40)  # 每几步合成一个点，线才不毛
+        starts = range(1, len(rounds[0]) - width + 1, width)
+        x, bands = [PROMPT + i + width / 2 for i in starts], [speeds([value for one in rounds for value in one[i : i + width]]) for i in starts]
+        left.plot(x, [band[1] for band in bands], label=name, color=f"C{color}")
+        left.fill_between(x, *zip(*[(band[0], band[2]) for band in bands]), color=f"C{color}", alpha=0.25, linewidth=0)
+    left.axvline(context_length, color="gray", linestyle=":")
+    left.annotate("上下文满了", (context_length, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9, color="gray")
+    left.set(yscale="log", xlabel="已经有几个词元", ylabel="词元/秒")
+    prefill = {n: [1e3 * value / n for value in seconds] for n, seconds in prefill.items()}
+    micro = {name: {s: [1e6 * value for value in seconds] for s, seconds in points.items()} for name, points in appends.items()}
+    for axis, lines in [(middle, {None: prefill}), (right, micro)]:
+        for name, points in lines.items():
+            low, half, high = zip(*[statistics.quantiles(values, n=4) for values in points.values()])
+            axis.errorbar(list(points), half, [[b - a for a, b in zip(low, half)], [b - a for a, b in zip(half, high)]], marker="o", capsize=3, label=name)
+        axis.set(xscale="log", yscale="log")
+        axis.set_xticks(list(points), list(points))
+        axis.minorticks_off()
+    middle.set(xlabel="一次送几个词元", ylabel="每个词元几毫秒", title="左端是解码，右端是预填充")
+    right.set(xlabel="缓存里已经有几个词元", ylabel="再存一个，几微秒", title="拼接与预分配：12 个头 × 64 的一层")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-# region 沿用 setup/device_check.py: pick_device
-def pick_device(name="auto"):
-    """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
-    available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    name = next(device for device, found in available.items() if found) if name == "auto" else name
-    if not available.get(name):
-        raise ValueError(f"这台机器上没有设备 {name}；运行 python setup/device_check.py 看有哪些、为什么")
-    return torch.device(name)
-
-
-# endregion
 
 
 # region 沿用 setup/self_check.py: confirm
@@ -423,96 +425,89 @@ def main():
     """同一个模型、同一句提示词，换着缓存生成，比词元、速度和内存。"""
     parser = argparse.ArgumentParser(description="实验　KV 缓存：快多少，要多少内存")
     parser.add_argument("--context-length", type=int, default=256, help="上下文长度（默认：256）")
-    parser.add_argument("--window-size", type=int, default=64, help="滑动窗口：每个词元只看最近几个（默认：64）")
-    parser.add_argument("--chunk", type=int, default=32, help="分段预填充：提示词一次最多送几个（默认：32）")
-    parser.add_argument("--emb-dim", type=int, default=192, help="嵌入维度 d（默认：192）")
-    parser.add_argument("--heads", type=int, default=6, help="头数，必须能整除 d（默认：6）")
-    parser.add_argument("--layers", type=int, default=4, help="层数（默认：4）")
-    parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu）")
-    parser.add_argument("--quick", action="store_true", help="小模型、上下文 96，几秒钟走完全程")
+    parser.add_argument("--quick", action="store_true", help="d = 96、上下文 64，几秒钟走完全程：看流程，不下结论")
     args = parser.parse_args()
-    if args.quick:
-        args.context_length, args.window_size, args.emb_dim = 96, min(args.window_size, 24), 96
-    sizes = [("emb_dim", 1, 8192), ("heads", 1, 8192), ("layers", 1, 100)]
-    for name, low, high in [("context_length", 2 * PROMPT, 4096), ("window_size", 1, args.context_length), ("chunk", 1, args.context_length), *sizes]:
-        if not low <= getattr(args, name) <= high:
-            parser.error(f"--{name.replace('_', '-')} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
-    context, window = args.context_length, args.window_size
-    cfg = {"vocab_size": 50257, "context_length": context, "drop_rate": 0.0, "qkv_bias": False}
-    cfg |= {"emb_dim": args.emb_dim, "n_heads": args.heads, "n_layers": args.layers}
-    print(f"模型　{args.layers} 层，d = {args.emb_dim}，{args.heads} 头，上下文长度 {context}，权重随机；提示词 {PROMPT} 个词元，生成到上下文满了之后再多几步", flush=True)
-    try:
-        device = pick_device(args.device)
-        torch.manual_seed(123)
-        model = GPTModel(cfg).to(device).eval()
-    except ValueError as error:
-        parser.error(str(error))
-    windowed = GPTModel(cfg | {"window_size": window}).to(device).eval()
-    windowed.load_state_dict(model.state_dict())  # 同一份权重，只是看得近
+    if not 2 * PROMPT <= args.context_length <= 4096:
+        parser.error(f"--context-length 应在 {2 * PROMPT} 到 4096 之间，不能是 {args.context_length}")
+    context, sizes = (64, SIZES | {"emb_dim": 96}) if args.quick else (args.context_length, SIZES)
+    cfg = {"vocab_size": 50257, "context_length": context, "drop_rate": 0.0, "qkv_bias": False, **sizes}
+    torch.set_num_threads(1)  # 矩阵这么小，几个线程合算一步只会互相等；别的程序忙时更是如此
+    torch.manual_seed(123)
+    model, layers = GPTModel(cfg).eval(), cfg["n_layers"]
+    print(f"模型　{layers} 层，d = {cfg['emb_dim']}，{cfg['n_heads']} 头，上下文长度 {context}，权重随机，一个线程；提示词 {PROMPT} 个词元，生成到上下文满了之后再多几步", flush=True)
+    ids = torch.randint(cfg["vocab_size"], (1, context))  # (b, t)
+    prompt, past, rounds = ids[:, :PROMPT], 8 if args.quick else 16, 1 if args.quick else 3  # past：满了之后再走几步
+    steps, half = context - PROMPT + 1 + past, context // 2
+    def preallocated():
+        return [PreallocatedCache(context) for _ in range(layers)]
 
-    prompt = torch.randint(cfg["vocab_size"], (1, PROMPT)).to(device)  # (b, t)
-    past = 8 if args.quick else 16  # 满了之后再走几步
-    steps = context - PROMPT + 1 + past
-    full, half = {"keep": None}, {"keep": context // 2}
-
-    def caches(kind, *arguments):
-        return [kind(*arguments) for _ in range(args.layers)]
-
-    # 名字 → 模型、缓存、满了之后怎么办、与谁相比
-    plans = {
-        "不缓存": (model, None, full, None),
-        "拼接缓存": (model, caches(ConcatCache), full, "不缓存"),
-        "预分配缓存": (model, caches(PreallocatedCache, context), full, "不缓存"),
-        "预分配，分段预填充": (model, caches(PreallocatedCache, context), full | {"chunk": args.chunk}, "不缓存"),
-        "不缓存，满了丢一半": (model, None, half, None),
-        "预分配，满了丢一半": (model, caches(PreallocatedCache, context), half, "不缓存，满了丢一半"),
-        f"不缓存，窗口 {window}": (windowed, None, half, None),
-        f"滑动窗口 {window}": (windowed, caches(PreallocatedCache, context, window), half | {"chunk": window}, f"不缓存，窗口 {window}"),
-    }
+    # ① 轮流生成：每种走一步，再换下一种。
+    plans = {"不缓存": (None, None), "拼接缓存": ([ConcatCache() for _ in range(layers)], None), "预分配缓存": (preallocated(), None), "预分配，满了丢一半": (preallocated(), half)}
     list(generate_stream(model, prompt, 3, context))  # 热身
-    streams = {name: generate_stream(each, prompt, steps, context, cached, **options) for name, (each, cached, options, _) in plans.items()}
-    results = race(streams, steps)
+    results, curves = {}, {name: [] for name in plans}
+    for _ in range(rounds):
+        results = {name: [] for name in plans}
+        streams = {name: generate_stream(model, prompt, steps, context, cached, keep) for name, (cached, keep) in plans.items()}
+        jobs = {name: (lambda out=results[name], stream=streams[name]: out.append(next(stream))) for name in plans}
+        for name, seconds in in_turn(jobs, steps, "轮流生成").items():
+            curves[name].append(seconds)
 
-    print(f"\n{pad('方式', 22)}    开头  快满时    倍数  满了以后   缓存 MB　　（倍数以外，都是词元/秒）")
-    baseline = speed(results["不缓存"][1], steps - past - 17, steps - past - 1)
-    table = {}
-    for name, (_, cached, _, _) in plans.items():
-        seconds = results[name][1]
-        early, late, after = speed(seconds, 1, 17), speed(seconds, steps - past - 17, steps - past - 1), speed(seconds, steps - past, steps)
-        used = sum(cache.keys.nbytes + cache.values.nbytes for cache in cached or []) / 2**20
-        table[name] = (early, late, after, used)
-        print(f"{pad(name, 22)}{early:8.1f}{late:8.1f}{late / baseline:8.1f}{after:10.1f}{used:10.1f}")
+    spans = {"开头": slice(1, 17), "快满时": slice(steps - past - 17, steps - past - 1), "满了以后": slice(steps - past, steps)}
+    table = {name: {span: [value for seconds in curves[name] for value in seconds[where]] for span, where in spans.items()} for name in plans}
+    print(f"\n{'词元/秒'.ljust(10, '　')}　开头　　快满时（一半的测量在这之间）　满了以后")
+    for name, row in table.items():
+        early, (low, late, high), after = speeds(row["开头"])[1], speeds(row["快满时"]), speeds(row["满了以后"])[1]
+        print(f"{name.ljust(10, '　')}{early:6.1f}{late:10.1f}（{low:.1f} … {high:.1f}）{after:14.1f}")
 
-    # 一个词元在每一层留下一个键、一个值，各 d 个数，每个 4 字节。
-    formula = 2 * args.layers * context * args.emb_dim * 4 / 2**20
-    gpt2 = 2 * 12 * 1024 * 768 * 4 / 2**20
-    print(f"\n内存：2（键和值）× 层数 × 上下文长度 × d × 4 字节 = {formula:.1f} MB；GPT-2 small 写满 1024 个是 {gpt2:.0f} MB，批大小是 8 就要再乘 8")
-    scores = args.heads * context * 4 / 2**20
-    print(f"预填充 {context} 个词元时，每层的注意力分数：一次送完 h × t × t，{scores * context:.2f} MB；每段 {args.chunk} 个只要 {scores * args.chunk:.2f} MB")
-    draw({name: results[name][1] for name in plans if name not in (f"不缓存，窗口 {window}", "不缓存，满了丢一半", "预分配，分段预填充")}, context, OUTPUTS / "kv_cache.png")
+    # ② 内存：一个词元在每一层留下一个键、一个值，各 d 个数，每个 4 字节。
+    formula = 2 * layers * context * cfg["emb_dim"] * 4 / 2**20
+    used = sum(cache.keys.nbytes + cache.values.nbytes for cache in plans["预分配缓存"][0]) / 2**20
+    print(f"\n缓存　2（键和值）× 层数 × 上下文长度 × d × 4 字节 = {formula:.1f} MB；GPT-2 small 写满 1024 个是 {2 * 12 * 1024 * 768 * 4 / 2**20:.0f} MB，批大小是 8 就要再乘 8")
+    print("　　　要它小：几个头合用一份（exp_gqa.py），压缩了再存（exp_mla.py），只留最近的（exp_swa.py），或者每个数只用 8 位（量化 KV 缓存）")
+
+    # ③ 预填充与解码，前缀复用，拼接与预分配。
+    cached, lengths = preallocated(), [n for n in (1, 4, 16, 64, 256) if n <= context]
+
+    @torch.no_grad()
+    def feed(piece, keep=0):
+        for cache in cached:
+            cache.length = keep  # 退回到第 keep 个词元
+        return model(piece, cached)
+
+    feed(ids)  # 热身
+    prefill = in_turn({n: (lambda n=n: feed(ids[:, :n])) for n in lengths}, 7 if args.quick else 15, "预填充")
+    shared = context * 3 // 4  # 两个问题，前面四分之三相同（同一段系统提示词）
+    reuse = in_turn({"从头算": lambda: feed(ids), "前缀复用": lambda: feed(ids[:, shared:], shared)}, 7 if args.quick else 15, "前缀复用")
+    appends = append_times([64, 256, 1024, 4096], 20 if args.quick else 200)
+    draw(curves, context, prefill, appends, OUTPUTS / "kv_cache.png")
     print(f"图片已写到 {OUTPUTS / 'kv_cache.png'}")
 
-    plain, cached, dropped, narrow = table["不缓存"], table["预分配缓存"], table["预分配，满了丢一半"], table[f"滑动窗口 {window}"]
-    print("\n所以（都是这一次量的）：")
-    print(f"  从开头到快满，不缓存的速度变成 {plain[1] / plain[0]:.2f} 倍，预分配缓存变成 {cached[1] / cached[0]:.2f} 倍；", end="")
-    print(f"快满时缓存是不缓存的 {cached[1] / plain[1]:.1f} 倍，用 {cached[3]:.1f} MB 换来。")
-    print(f"  满了以后，要与书上的做法一字不差，缓存只剩 {cached[2] / plain[2]:.1f} 倍：每步都得重来；肯丢一半，仍有 {dropped[2] / plain[2]:.1f} 倍。")
-    print(f"  滑动窗口的缓存是全看的 {narrow[3] / cached[3]:.2f} 倍大，与上下文多长无关；但它是另一个模型：看不到 {window} 个词元以前。")
-    appended = table["拼接缓存"][1] / cached[1]
-    print(f"  拼接缓存的速度是预分配的 {appended:.2f} 倍" + ("：每步抄一遍旧的，模型越大、句子越长越亏。" if appended < 0.95 else "：模型这么小，抄一遍旧的还不算什么；模型越大、句子越长越亏。"))
+    print("\n所以（都是这一次量的" + ("；--quick 次数太少：看流程，不下结论）：" if args.quick else "）："))
+
+    def say(title, before, after):
+        ratio, word = compare(before, after)
+        print(f"  {title} {ratio:.1f} 倍" + ("" if args.quick else f"，{word}"))
+
+    for span in spans:
+        say(f"{span}，有缓存的速度是不缓存的", table["不缓存"][span], table["预分配缓存"][span])
+    say("满了以后，肯丢一半的速度是不缓存的", table["不缓存"]["满了以后"], table["预分配，满了丢一半"]["满了以后"])
+    say(f"送 {lengths[-1]} 个词元，一次送完的速度是一个一个送的", [value * lengths[-1] for value in prefill[1]], prefill[lengths[-1]])
+    say(f"前缀复用：{context} 个词元里前 {shared} 个算过了，再问只送后 {context - shared} 个，速度是从头算的", reuse["从头算"], reuse["前缀复用"])
+    for s in appends["拼接"]:
+        say(f"已有 {s} 个时再存一个，预分配的速度是拼接的", appends["拼接"][s], appends["预分配"][s])
 
     print("\n这个数字对吗？")
-    for name, (_, _, _, reference) in plans.items():
-        if reference:
-            ok = same(results[name][0], results[reference][0], results[reference][2])
-            confirm(f"{name}：{steps} 个词元与「{reference}」逐个相同，过了上下文长度也相同", ok, "位置没有接着数、掩码没算上旧的，或换上下文时没有清空缓存")
-    confirm(f"预分配缓存正好是公式算出的 {formula:.1f} MB", abs(cached[3] - formula) < 1e-6, "键和值少存了一样，或精度不是 float32")
-    try:
-        model(prompt.expand(1, -1).repeat(1, context // PROMPT + 1))
-        refused = False
-    except ValueError:
-        refused = True
-    confirm("超过上下文长度的输入，模型不收", refused, "位置嵌入越界，没有检查")
+    chunked = list(generate_stream(model, ids[:, :half], 8, context, preallocated(), chunk=CHUNK))
+    checks = {name: (results[name], results["不缓存"]) for name in ("拼接缓存", "预分配缓存")}
+    checks["预分配，满了丢一半"] = results["预分配，满了丢一半"], list(generate_stream(model, prompt, steps, context, None, half))
+    checks[f"分段预填充，每段 {CHUNK} 个"] = chunked, list(generate_stream(model, ids[:, :half], 8, context))
+    for name, (ours, reference) in checks.items():
+        ok = same([token for token, _ in ours], *zip(*reference))
+        confirm(f"{name}：{len(ours)} 个词元与不缓存的逐个相同" + ("，过了上下文长度也相同" if len(ours) == steps else ""), ok, "位置没有接着数、掩码没算上旧的，或换上下文时没有清空缓存")
+    with torch.no_grad():
+        error = (feed(ids[:, shared:], shared) - model(ids)[:, shared:]).abs().max().item()
+    confirm(f"前缀复用，logits 与从头算的相同（最多差 {error:.0e}）", error < 1e-4, "退回的位置不对，或掩码没算上旧的")
+    confirm(f"预分配缓存正好是公式算出的 {formula:.1f} MB", abs(used - formula) < 1e-6, "键和值少存了一样，或精度不是 float32")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,36 @@
-"""第 4 章 · 实验　混合专家（MoE）：八个前馈网络轮流上班，路由会不会只偏爱其中两个？
+"""第 4 章 · 实验　混合专家（MoE）：算得一样多，参数多几倍，损失能低多少？
 
-问题：　把前馈网络换成 8 个小的（专家），每个词元只用其中 2 个：参数是原来的几倍，算得却一样多。8 个专家都有活干吗？
-先猜：　不加干预，最忙的专家会比平均忙几倍？加一项均衡损失之后呢？（先想 10 秒，再运行）
-看点：　① 图的下面两幅：不加均衡损失，有的专家几乎没有活，参数白占着内存；加了，颜色就匀了；
-        ② 上图：计算量相同时，MoE 与密集的前馈网络谁的损失低；③ 打印的「各专家偏爱的字符」：没有人教，它们自己分了工。
-动手改：1. --balance 1：均衡得几乎平均；再看损失有没有变差。
-        2. --experts 1 --top-k 1：就是普通的前馈网络，自查里证明了它们相同。
-        3. 把 forward 里的 probs[chosen] 乘法去掉（专家的输出不按概率加权）：程序照样跑，「MoE 一个专家」仍相同，
-           「按定义逐个词元算」变成 ✗；没有均衡损失的那个，路由再也收不到梯度。
+问题：　把前馈网络换成 8 个小的（专家），每个词元只用其中 2 个：参数是原来的 4 倍，算得却一样多。验证损失会低吗？8 个专家都有活干吗？
+先猜：　与算得一样多的密集网络比，谁低？与参数一样多的比呢？（先想 10 秒，再运行）
+看点：　① 右上两格：同一个种子配对相减，区间整个在 0 的左边才叫更低；参数同样多的密集网络要多算 4 倍，它是 MoE 追赶的目标。
+        ② 下面两幅：不加均衡损失，有的专家几乎没有活，参数白占着内存；加了，颜色就匀了。
+        ③ 一层前向的用时：算得一样多，不等于一样快。　④ 打印的「各专家偏爱的字符」：没有人教，它们自己分了工。
+动手改：1. --experts 1 --top-k 1：四个网络在数学上是同一个，所以都应当是「分不出」；分得出，就是比的办法错了。
+        2. --top-k 1：Switch Transformer 的做法，每个词元只用一个专家；概率要取全部专家的 softmax。
+        3. --top-k 1，再把 main 里的 top_k > 1 改成 True（只在选中的几个之间 softmax）：自查「路由收得到梯度」变成 ✗，
+           损失照样往下走，一点也看不出来。
+        4. 把 MoEFeedForward 里的 * probs[chosen][:, None] 去掉：程序照样跑，「按定义逐个词元算」和「路由收得到梯度」变成 ✗。
 
 运行：
     python ch04/experiments/exp_moe.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_moe.py --quick
-    约 60 秒，0.5 GB（2 核 CPU，只用 1 核）
+    约 150 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
+    怎样让专家更匀、装不下怎么办，见 exp_moe_balance.py
 
 形状记号：b 批大小　t 序列长度　n = b·t 词元总数　d 嵌入维度　e 专家总数　j 每个词元用几个专家　m 分到某个专家的词元数
 　　　　　u 训练了几步　l 层数　V 词表大小
 """
 
 import argparse
+import hashlib
+import json
+import math
 import os
+import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,6 +40,7 @@ import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+SMALL, LARGE, PLAIN, BALANCED = "密集，计算量相同", "密集，参数量相同", "MoE，不加均衡损失", "MoE，加均衡损失"
 
 
 def estimate_params_and_hidden(emb_dim, hidden_dim, num_experts, top_k, match_dense=False):
@@ -89,7 +99,8 @@ class MoEFeedForward(nn.Module):
     """混合专家（mixture of experts）：路由给每个词元挑 j 个专家，只算这几个，按概率加起来。
 
     参数:
-        cfg (dict): 模型配置，用到 emb_dim、hidden_dim（每个专家的中间维度）、num_experts、num_experts_per_tok
+        cfg (dict): 模型配置，用到 emb_dim、hidden_dim（每个专家的中间维度）、num_experts、num_experts_per_tok；
+            norm_topk_prob 没写就是 True（原书）：概率只在选中的几个之间分；False 是全部专家的 softmax 里选中的那几份（Switch）
 
     形状:
         输入 (b, t, d) → 输出 (b, t, d)
@@ -105,12 +116,13 @@ class MoEFeedForward(nn.Module):
         self.num_experts, self.num_experts_per_tok = cfg["num_experts"], cfg["num_experts_per_tok"]
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise ValueError(f"一共 {self.num_experts} 个专家，每个词元不能用 {self.num_experts_per_tok} 个")
+        self.norm_topk_prob = cfg.get("norm_topk_prob", True)
         emb_dim, hidden_dim = cfg["emb_dim"], cfg["hidden_dim"]
         self.gate = nn.Linear(emb_dim, self.num_experts, bias=False)  # 路由（router）：给每个专家打一分
         self.fc1 = nn.ModuleList([nn.Linear(emb_dim, hidden_dim, bias=False) for _ in range(self.num_experts)])
         self.fc2 = nn.ModuleList([nn.Linear(emb_dim, hidden_dim, bias=False) for _ in range(self.num_experts)])
         self.fc3 = nn.ModuleList([nn.Linear(hidden_dim, emb_dim, bias=False) for _ in range(self.num_experts)])
-        self.load = self.balance_loss = self.last_choice = None  # 最近一次前向的统计，给均衡损失和画图用
+        self.load = self.balance_loss = self.last_choice = None  # 最近一次前向的统计，均衡损失和画图用
 
     def forward(self, x):
         """前向传播。
@@ -124,7 +136,9 @@ class MoEFeedForward(nn.Module):
         flat = x.flatten(0, 1)  # (n, d)　路由只看词元自己，不分样本
         scores = self.gate(flat)  # (n, e)
         top_scores, top_experts = scores.topk(self.num_experts_per_tok, dim=-1)  # (n, j)，(n, j)
-        probs = torch.softmax(top_scores, dim=-1)  # (n, j)　只在选中的几个之间分，加起来是 1
+        everyone = torch.softmax(scores, dim=-1)  # (n, e)
+        # 陷阱：只选一个（j = 1）时，一个数的 softmax 永远是 1，路由收到的梯度正好是 0，练多久都不动；要取 everyone 里的那一份。
+        probs = torch.softmax(top_scores, dim=-1) if self.norm_topk_prob else everyone.gather(1, top_experts)  # (n, j)
         out = torch.zeros_like(flat)  # (n, d)
         for expert in range(self.num_experts):
             chosen = top_experts == expert  # (n, j)
@@ -137,9 +151,9 @@ class MoEFeedForward(nn.Module):
             out = out.index_add(0, rows, self.fc3[expert](hidden) * probs[chosen][:, None])  # (n, d)
 
         # 均衡损失（load balancing loss）：e · Σ 活的占比 · 平均概率。占比不可导，概率可导：忙的专家，概率被往下压。
-        # 完全平均时是 1；全挤在一个专家上时接近 e。
+        # 完全平均时是 1；每个词元都挑同样的 j 个时，每个占 1 / j，接近 e / j。
         self.load = torch.bincount(top_experts.flatten(), minlength=self.num_experts) / top_experts.numel()  # (e,)
-        self.balance_loss = self.num_experts * (self.load * torch.softmax(scores, dim=-1).mean(dim=0)).sum()
+        self.balance_loss = self.num_experts * (self.load * everyone.mean(dim=0)).sum()
         self.last_choice = top_experts.detach()
         return out.view_as(x)  # (b, t, d)
 
@@ -266,17 +280,25 @@ class GPTModel(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/experiments/exp_gqa.py: encode_characters, validation_loss, train, seed_noise
+# region 沿用 ch04/experiments/exp_seed_noise.py: encode_characters, bigram_loss, validation_loss, train, milestones, side_by_side, paired_interval, verdict, draw_differences
 def encode_characters(text):
-    """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_gqa.py）"""
+    """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_seed_noise.py）"""
     chars = sorted(set(text))
     number = {char: i for i, char in enumerate(chars)}
     ids = torch.tensor([number[char] for char in text])
     return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :], chars
 
 
+def bigram_loss(train_ids, val_ids, vocab_size):
+    """只看前一个字符、靠数数猜下一个，验证损失是多少：不比它低，就什么上下文也没有学到。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    pairs = train_ids[:-1] * vocab_size + train_ids[1:]
+    counts = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size) + 0.1  # (V, V)
+    probs = counts / counts.sum(dim=1, keepdim=True)
+    return -probs[val_ids[:-1], val_ids[1:]].log().mean().item()
+
+
 def validation_loss(model, ids, context_length):
-    """整个验证集的平均损失：首尾相接地切成若干段，一批算完。（详解见 ch04/experiments/exp_gqa.py）"""
+    """整个验证集的平均损失：首尾相接地切成若干段，一批算完。（详解见 ch04/experiments/exp_seed_noise.py）"""
     model.eval()
     n = (len(ids) - 1) // context_length * context_length
     inputs, targets = ids[:n].view(-1, context_length), ids[1 : n + 1]  # (b, t)，(b·t,)
@@ -284,12 +306,12 @@ def validation_loss(model, ids, context_length):
         return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets).item()
 
 
-def train(model, train_ids, val_ids, context_length, steps, title, extra_loss=None):
-    """训练一个小模型，记下验证损失的曲线。（详解见 ch04/experiments/exp_gqa.py）"""
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+def train(model, train_ids, val_ids, context_length, steps, seed, extra_loss=None):
+    """训练一个小模型，记下验证损失的曲线。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1)
     curve = [(0, validation_loss(model, val_ids, context_length))]
-    for step in tqdm(range(1, steps + 1), desc=title, unit="步", leave=False, disable=None):
+    for step in range(1, steps + 1):
         model.train()
         starts = torch.randint(len(train_ids) - context_length, (16, 1), generator=generator)  # (b, 1)
         window = train_ids[starts + torch.arange(context_length + 1)]  # (b, t + 1)
@@ -299,42 +321,92 @@ def train(model, train_ids, val_ids, context_length, steps, title, extra_loss=No
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % max(1, steps // 12) == 0 or step == steps:
+        if step % max(1, steps // 20) == 0 or step == steps:
             curve.append((step, validation_loss(model, val_ids, context_length)))
     return curve
 
 
-def seed_noise(curve, other):
-    """同样的结构只换初始权重的种子，验证损失会差多少：比这还小的差别，不能算在结构头上。（详解见 ch04/experiments/exp_gqa.py）"""
-    return max(abs(first[1] - second[1]) for first, second in list(zip(curve, other))[len(curve) // 2 :])
+def milestones(curve):
+    """一条曲线，两个问题：学得快不快，最后低不低。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    return curve[len(curve) // 4][1], min(loss for _, loss in curve)
+
+
+def side_by_side(job, cases, folder, workers=None):
+    """每个 case 运行一次 job(*case)，几个进程并排，做完一个存一个；存过的直接读。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    source = Path(job.__globals__["__file__"]).read_bytes()
+    paths = {case: folder / f"{hashlib.sha256(source + repr(case).encode()).hexdigest()[:16]}.json" for case in cases}
+    todo = [case for case in paths if not paths[case].is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(case, result):
+        part = paths[case].with_suffix(".part")
+        part.write_text(json.dumps(result), encoding="utf-8")
+        os.replace(part, paths[case])
+    workers = min(workers or os.cpu_count(), len(todo))
+    progress = tqdm(total=len(todo), desc="训练", unit="个", leave=False, disable=None if todo else True)
+    if workers <= 1:
+        torch.set_num_threads(1)
+        for case in todo:
+            save(case, job(*case))
+            progress.update()
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            running = {pool.submit(job, *case): case for case in todo}
+            try:
+                for future in as_completed(running):
+                    save(running[future], future.result())
+                    progress.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    progress.close()
+    return {case: json.loads(path.read_text(encoding="utf-8")) for case, path in paths.items()}
+
+
+def paired_interval(differences):
+    """几个种子的差，平均是多少，真正的平均差有 99% 的把握落在哪里。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
+    n = len(differences)
+    if n not in t99:
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+    return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
+
+
+def verdict(differences):
+    """损失的差该怎么说：区间整个在 0 的一边才算数，跨过 0 就是分不出。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    mean, half = paired_interval(differences)
+    return "分不出" if abs(mean) <= half else ("更低" if mean < 0 else "更高")
+
+
+def draw_differences(axis, differences, quick=False):
+    """一行一种变体：每个种子的差是一个点，粗线是 99% 区间，竖线是 0。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    for row, values in enumerate(differences.values()):
+        axis.scatter(values, [row] * len(values), s=14, color="tab:blue", alpha=0.6, zorder=3)
+        if not quick:
+            mean, half = paired_interval(values)
+            color = "0.5" if abs(mean) <= half else ("tab:green" if mean < 0 else "tab:red")
+            axis.plot([mean - half, mean + half], [row, row], linewidth=6, alpha=0.5, color=color, solid_capstyle="butt")
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(range(len(differences)), list(differences))
+    axis.set_ylim(len(differences) - 0.5, -0.5)
 
 
 # endregion
 
 
-def train_moe(model, train_ids, val_ids, context_length, steps, balance, title):
-    """训练一个 MoE 模型，顺便记下每一步、每一层、每个专家分到多少活。
+def told(differences, quick):
+    """几个种子的差，写成一句：平均 ± 99% 区间的半宽，再加结论；训练太短就不下结论。
 
     参数:
-        model (nn.Module): 每块的前馈网络都是 MoE 的 GPT
-        train_ids (Tensor): 训练集的编号，一维
-        val_ids (Tensor): 验证集的编号，一维
-        context_length (int): 每个样本多长
-        steps (int): 走几步
-        balance (float): 均衡损失的权重，0 表示不加
-        title (str): 进度条上的名字
+        differences (list[float]): 每个种子一个差
+        quick (bool): 训练太短
 
     返回:
-        tuple[list, Tensor]: 验证损失的曲线；负载，(u, l, e)，每层加起来是 1
+        str: 如 "-0.120 ± 0.031　更低"
     """
-    loads = []
-
-    def extra_loss():
-        loads.append(torch.stack([block.ff.load for block in model.trf_blocks]))  # (l, e)
-        return balance * sum(block.ff.balance_loss for block in model.trf_blocks)
-
-    curve = train(model, train_ids, val_ids, context_length, steps, title, extra_loss)
-    return curve, torch.stack(loads)  # (u, l, e)
+    if quick:
+        return f"{statistics.mean(differences):+.3f}　训练太短：看流程，不下结论"
+    return "{:+.3f} ± {:.3f}　".format(*paired_interval(differences)) + verdict(differences)
 
 
 def one_by_one(moe, x):
@@ -351,7 +423,7 @@ def one_by_one(moe, x):
     for token in x.flatten(0, 1):
         scores = moe.gate(token)  # (e,)
         experts = scores.argsort(descending=True)[: moe.num_experts_per_tok].tolist()
-        shares = torch.softmax(scores[experts], dim=0)  # (j,)
+        shares = torch.softmax(scores[experts], dim=0) if moe.norm_topk_prob else torch.softmax(scores, dim=0)[experts]  # (j,)
         rows.append(sum(share * moe.fc3[i](nn.functional.silu(moe.fc1[i](token)) * moe.fc2[i](token)) for share, i in zip(shares, experts)))
     return torch.stack(rows).view_as(x)  # (b, t, d)
 
@@ -380,51 +452,89 @@ def favourites(model, ids, chars):
     return result
 
 
-def milliseconds(layer, x):
-    """一层前馈网络，前向一次要几毫秒。
+def train_once(path, experts, top_k, hidden, balance, steps, seed):
+    """训练一次：前馈网络是哪一种、种子由参数定，其余都相同。
 
     参数:
-        layer (nn.Module): 前馈网络或 MoE
-        x (Tensor): (b, t, d)
+        path (str): 文本文件
+        experts (int): 几个专家；0 表示密集的
+        top_k (int): 每个词元用几个专家
+        hidden (int): 前馈网络（或每个专家）的中间维度
+        balance (float): 均衡损失的权重，0 表示不加
+        steps (int): 走几步
+        seed (int): 初始权重和批的次序
 
     返回:
-        float: 毫秒，取中位数
+        dict: curve 是 train 的结果；MoE 另有 loads（每一步每一层的负载，u × l × e）和 favourites
     """
-    seconds = []
-    with torch.no_grad():
-        for _ in range(15):
-            start = time.perf_counter()
-            layer(x)
-            seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[len(seconds) // 2] * 1000
+    train_ids, val_ids, chars = encode_characters(Path(path).read_text(encoding="utf-8"))
+    cfg = {"vocab_size": len(chars), "context_length": 32, "emb_dim": 64, "n_heads": 4, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
+    cfg |= {"num_experts": experts, "num_experts_per_tok": top_k, "norm_topk_prob": top_k > 1, "hidden_dim": hidden}
+    torch.manual_seed(seed)
+    model, loads = GPTModel(cfg), []
+    if experts == 0:
+        return {"curve": train(model, train_ids, val_ids, 32, steps, seed)}
+
+    def extra_loss():
+        loads.append([[round(each, 4) for each in block.ff.load.tolist()] for block in model.trf_blocks])
+        return balance * sum(block.ff.balance_loss for block in model.trf_blocks)
+
+    curve = train(model, train_ids, val_ids, 32, steps, seed, extra_loss)
+    return {"curve": curve, "loads": loads, "favourites": favourites(model, train_ids[: 32 * 256].view(-1, 32), chars)}
 
 
-def draw(curves, loads, noise, path):
-    """三幅图：训练曲线；不加和加了均衡损失时，最后一层每个专家的负载随训练的变化。
+def layer_milliseconds(layers, x, rounds=40):
+    """几种前馈网络轮流各前向一次，如此许多轮：忙的时候大家都慢，比值才公道。
 
     参数:
-        curves (dict): 名字 → train 的结果；第一条是参照
-        loads (dict): 同样的键 → 负载，(u, l, e)
-        noise (float): seed_noise 的结果，画成灰带
+        layers (dict[str, nn.Module]): 名字 → 前馈网络
+        x (Tensor): (b, t, d)
+        rounds (int): 几轮；另有 5 轮热身不算
+
+    返回:
+        dict[str, list[float]]: 名字 → 三个四分位数，毫秒
+    """
+    seconds = {name: [] for name in layers}
+    with torch.no_grad():
+        for _ in range(rounds + 5):
+            for name, layer in layers.items():
+                start = time.perf_counter()
+                layer(x)
+                seconds[name].append(time.perf_counter() - start)
+    return {name: [1000 * each for each in statistics.quantiles(values[5:], n=4)] for name, values in seconds.items()}
+
+
+def draw(curves, differences, loads, bigram, quick, path):
+    """上排：训练曲线、两种差；下排：第一个种子里，最后一层每个专家的负载随训练的变化。
+
+    参数:
+        curves (dict): 名字 → 每个种子的曲线
+        differences (list[dict]): 走到四分之一时的差、最低的差，各是名字 → 每个种子的差
+        loads (dict): 名字 → 负载，(u, l, e)
+        bigram (float): 只看前一个字符的损失
+        quick (bool): True 时不画区间
         path (Path): 图片写到哪里
     """
-    figure, axes = plt.subplot_mosaic([["loss", "loss"], ["plain", "balanced"]], figsize=(9.6, 7.6), layout="constrained")
-    for name, curve in curves.items():
-        axes["loss"].plot(*zip(*curve), label=name, linewidth=1.5)
-    last = next(iter(curves.values()))[-1][1]
-    axes["loss"].axhspan(last - noise, last + noise, color="0.85", label="换个种子的差别")
+    figure, axes = plt.subplot_mosaic([["loss"] * 2 + ["early"] * 2 + ["low"] * 2, ["plain"] * 3 + ["balanced"] * 3], figsize=(13, 7.6), layout="constrained")
+    for number, (name, several) in enumerate(curves.items()):
+        for curve in several:
+            axes["loss"].plot(*zip(*curve[1:]), color=f"C{number}", linewidth=0.8, alpha=0.6, label=name if curve is several[0] else None)
+    axes["loss"].axhline(bigram, color="0.5", linestyle="--", label="只看前一个字符，数数")
     axes["loss"].set_ylabel("验证损失")
     axes["loss"].legend()
+    for axis, title, values in [(axes["early"], "走到四分之一时", differences[0]), (axes["low"], "最低的", differences[1])]:
+        draw_differences(axis, {name.replace("，", "\n"): each for name, each in values.items()}, quick)
+        axis.set_xlabel("损失的差（往左是更低）")
+        axis.set_title(f"{title}，减去「{SMALL}」")
     heat = [axes["plain"], axes["balanced"]]
     for axis, (name, load) in zip(heat, loads.items()):
         experts = load.shape[-1]
         # 每个专家一行；extent 让横轴是步数，纵轴从上到下是第 1 到第 e 个专家。
-        extent = [0, len(load), experts + 0.5, 0.5]
-        image = axis.imshow((load[:, -1].T * experts).numpy(), aspect="auto", vmin=0, vmax=3, interpolation="nearest", extent=extent)
+        image = axis.imshow(load[:, -1].T * experts, aspect="auto", vmin=0, vmax=3, interpolation="nearest", extent=[0, len(load), experts + 0.5, 0.5])
         axis.set_title(name)
         axis.set_yticks(range(1, experts + 1, -(-experts // 16)))
     heat[0].set_ylabel("最后一层的专家")
-    for axis in axes.values():
+    for axis in (axes["loss"], *heat):
         axis.set_xlabel("训练步数")
     figure.colorbar(image, ax=heat, label="负载是平均的几倍（1 最匀）", extend="max")
     path.parent.mkdir(exist_ok=True)
@@ -462,91 +572,87 @@ def confirm(claim, ok, hint):
 
 
 def main():
-    """同一个小模型，只换前馈网络：密集的、同样计算量的 MoE、加了均衡损失的 MoE，比损失和负载。"""
-    parser = argparse.ArgumentParser(description="实验　混合专家：路由会不会偏心")
+    """同一个小模型，只换前馈网络，每种训练几个种子：比损失、负载和用时。"""
+    parser = argparse.ArgumentParser(description="实验　混合专家：算得一样多，参数多几倍")
     parser.add_argument("--experts", type=int, default=8, help="专家总数（默认：8）")
     parser.add_argument("--top-k", type=int, default=2, help="每个词元用几个专家，不能超过总数（默认：2）")
     parser.add_argument("--balance", type=float, default=0.01, help="均衡损失的权重（默认：0.01，与 Switch Transformer 相同）")
-    parser.add_argument("--steps", type=int, default=300, help="每个模型训练几步（默认：300）")
-    parser.add_argument("--seed", type=int, default=123, help="初始权重的随机种子（默认：123）")
-    parser.add_argument("--quick", action="store_true", help="只训练 30 步，几秒钟走完全程")
+    parser.add_argument("--steps", type=int, default=500, help="每次训练几步（默认：500）")
+    parser.add_argument("--seeds", type=int, default=5, help="每种训练几个种子，5 到 10（默认：5）")
+    parser.add_argument("--seed", type=int, default=123, help="第一个种子；各个种子是它乘 1000 再加 0、1、2……（默认：123）")
+    parser.add_argument("--quick", action="store_true", help="两个种子，各训练 5 步：看流程，不下结论")
     args = parser.parse_args()
-    for name, low, high in [("experts", 1, 64), ("top_k", 1, args.experts), ("balance", 0, 100), ("steps", 1, 100000), ("seed", 0, 2**62)]:
+    for name, low, high in [("experts", 1, 64), ("top_k", 1, args.experts), ("balance", 0, 100), ("steps", 1, 100000), ("seeds", 5, 10), ("seed", 0, 2**50)]:
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name.replace('_', '-')} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
-    experts, top_k, context, d, hidden = args.experts, args.top_k, 64, 64, 64
-    steps = min(args.steps, 30) if args.quick else args.steps
+    experts, top_k, d, hidden, quick = args.experts, args.top_k, 64, 32, args.quick
+    steps, seeds = 5 if quick else args.steps, [args.seed * 1000 + i for i in range(2 if quick else args.seeds)]
     path = find_data("the-verdict.txt", "story-en.txt")
     train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
-    torch.set_num_threads(1)  # 矩阵都很小，两个线程也只快三成；别的程序占着核时，线程互相等，反而慢好几倍
+    bigram = bigram_loss(train_ids, val_ids, len(chars))
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种")
-    print(f"模型　2 层，d = {d}，8 个头，上下文 {context}；{experts} 个专家，每个中间 {hidden} 维，每个词元用 {top_k} 个；每个训练 {steps} 步")
-    cfg = {"vocab_size": len(chars), "context_length": context, "emb_dim": d, "n_heads": 8, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
-    cfg |= {"num_experts": experts, "num_experts_per_tok": top_k, "hidden_dim": hidden}
+    print(f"模型　2 层，d = {d}，4 个头，上下文 32；{experts} 个专家，每个中间 {hidden} 维，每个词元用 {top_k} 个；{len(seeds)} 个种子，各 {steps} 步")
 
-    small, large, plain, balanced = "密集，计算量相同", "密集，参数量相同", "MoE，不加均衡损失", "MoE，加均衡损失"
-    settings = {small: {"num_experts": 0, "hidden_dim": hidden * top_k}, large: {"num_experts": 0, "hidden_dim": hidden * experts}, plain: {}, balanced: {}}
-    models, curves, loads = {}, {}, {}
-    for name, change in settings.items():
-        torch.manual_seed(args.seed)
-        models[name] = GPTModel(cfg | change)
-        if name in (plain, balanced):
-            curves[name], loads[name] = train_moe(models[name], train_ids, val_ids, context, steps, args.balance if name == balanced else 0.0, name)
-        else:
-            curves[name] = train(models[name], train_ids, val_ids, context, steps, name)
-    torch.manual_seed(args.seed + 1)
-    other = train(GPTModel(cfg | settings[small]), train_ids, val_ids, context, steps, "换个种子")
-    noise = seed_noise(curves[small], other)
+    variants = {SMALL: (0, top_k, hidden * top_k, 0.0), LARGE: (0, top_k, hidden * experts, 0.0), PLAIN: (experts, top_k, hidden, 0.0), BALANCED: (experts, top_k, hidden, args.balance)}
+    cases = [(str(path), *variant, steps, seed) for seed in seeds for variant in variants.values()]
+    done = side_by_side(train_once, cases, OUTPUTS / "exp_moe", workers=1 if quick else None)
+    results = {name: [done[str(path), *variant, steps, seed] for seed in seeds] for name, variant in variants.items()}
+    curves = {name: [result["curve"] for result in several] for name, several in results.items()}
+    loads = {name: torch.tensor([result["loads"] for result in results[name]]) for name in (PLAIN, BALANCED)}  # (种子数, u, l, e)
 
-    estimate = estimate_params_and_hidden(d, hidden, experts, top_k)
-    print("\n前馈网络　　　　　　每层参数　一个词元用到　占内存　　一层前向　验证损失　最忙的专家是平均的几倍　最闲的")
-    x, table = torch.randn(16, context, d), {}
-    for name, model in models.items():
-        layer = model.trf_blocks[0].ff
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)  # 矩阵都很小；别的程序占着核时，线程互相等，反而慢好几倍
+    cfg = {"emb_dim": d, "hidden_dim": hidden, "num_experts": experts, "num_experts_per_tok": top_k, "norm_topk_prob": top_k > 1}
+    layers = {SMALL: FeedForward(cfg | {"hidden_dim": hidden * top_k}), LARGE: FeedForward(cfg | {"hidden_dim": hidden * experts}), "MoE": MoEFeedForward(cfg)}
+    x, estimate = torch.randn(16, 32, d), estimate_params_and_hidden(d, hidden, experts, top_k)
+    times = layer_milliseconds(layers, x)
+    print("\n前馈网络　　　　　每层参数　一个词元用到　一层前向（毫秒，中间一半的范围）")
+    for name, layer in layers.items():
         count = sum(p.numel() for p in layer.parameters())
-        active = estimate["active"] if name in loads else count
-        table[name], worst = [count, active, milliseconds(layer, x), curves[name][-1][1]], ""
-        if name in loads:
-            load = loads[name][-max(1, steps // 5) :].mean(dim=0) * experts  # (l, e)　最后五分之一的平均，1 就是正好平均
-            table[name].append(load)
-            worst = f"{load.max():17.2f}{load.min():17.2f}"
-        size = sum(p.nbytes for p in layer.parameters()) / 1024
-        print(f"{name.ljust(9, '　')}{count:9,}{active:12,}{size:10.0f} KB{table[name][2]:9.2f} ms{table[name][3]:10.3f}{worst}")
-    print(f"换个种子的「{small}」，验证损失 {other[-1][1]:.3f}；训练后半程里两个种子最多差 {noise:.3f}")
-    print("最后一层各专家偏爱的字符（加均衡损失的那个模型）：")
-    for expert, text in enumerate(favourites(models[balanced], train_ids[: 64 * 128].view(-1, context), chars), start=1):
+        low, middle, high = times[name]
+        print(f"{name.ljust(8, '　')}{count:10,}{estimate['active'] if name == 'MoE' else count:12,}{middle:12.2f}（{low:.2f} 到 {high:.2f}）")
+    (_, dense, dense_high), (moe_low, moe_middle, _) = times[SMALL], times["MoE"]
+    told_time = f"慢到 {moe_middle / dense:.1f} 倍" if moe_low > dense_high else "快慢分不出（散得比差还开）"
+    print(f"算得一样多，MoE 比密集的{told_time}：挑词元、算 {experts} 次小的、放回去，都要时间。")
+
+    scores = {name: [milestones(curve) for curve in several] for name, several in curves.items()}
+    print(f"\n验证损失（只看前一个字符、数数，是 {bigram:.3f}）　最低的，{len(seeds)} 个种子的平均：")
+    print("　".join(f"{name} {statistics.mean(low for _, low in several):.3f}" for name, several in scores.items()))
+    print("减去同一个种子的「" + SMALL + "」（± 是 99% 区间的半宽，比它小的差，这个实验看不出）：")
+    differences = [{name: [a[which] - b[which] for a, b in zip(scores[name], scores[SMALL])] for name in (LARGE, PLAIN, BALANCED)} for which in (0, 1)]
+    for title, values in zip(["走到四分之一时", "最低的　　　　"], differences):
+        for name, each in values.items():
+            print(f"  {title}　{name.ljust(9, '　')}{told(each, quick)}")
+    late = {name: load[:, -max(1, steps // 5) :].mean(dim=1).flatten(1) * experts for name, load in loads.items()}  # (种子数, l·e)　最后五分之一的平均
+    busy = {name: load.amax(dim=1).tolist() for name, load in late.items()}
+    for name, load in late.items():
+        print(f"{name}：最忙的专家是平均的 {load.amax(dim=1).mean():.2f} 倍，最闲的 {load.amin(dim=1).mean():.2f} 倍（{len(seeds)} 个种子的平均）")
+    print(f"  最忙的专家，加均衡损失的减去不加的：{told([a - b for a, b in zip(busy[BALANCED], busy[PLAIN])], quick)}")
+    print("第一个种子，最后一层各专家偏爱的字符（加均衡损失的那个模型）：")
+    for expert, text in enumerate(results[BALANCED][0]["favourites"], start=1):
         print(f"  专家 {expert}　{text}")
 
     book = estimate_params_and_hidden(7168, 14336, 8, 2, match_dense=True)
     print("\n书中的配置（d = 7168，中间 14336 维，8 个专家用 2 个，总参数与密集的相当，bfloat16）：")
-    print(f"  密集 {book['dense_params']:,} 个（{book['dense_params'] * 2 / 1e9:.2f} GB）；", end="")
-    print(f"每个专家中间 {book['moe_hidden_dim']} 维，{book['per_expert_params']:,} 个；路由 {book['router']:,} 个")
+    print(f"  密集 {book['dense_params']:,} 个（{book['dense_params'] * 2 / 1e9:.2f} GB）；每个专家中间 {book['moe_hidden_dim']} 维，{book['per_expert_params']:,} 个；路由 {book['router']:,} 个")
     print(f"  MoE 共 {book['moe_total']:,} 个（{book['moe_total'] * 2 / 1e9:.2f} GB），一个词元用到 {book['active']:,} 个（{book['active'] * 2 / 1e9:.2f} GB）")
-    draw(curves, loads, noise, OUTPUTS / "moe.png")
+    draw(curves, differences, {name: load[0] for name, load in loads.items()}, bigram, quick, OUTPUTS / "moe.png")
     print(f"图片已写到 {OUTPUTS / 'moe.png'}")
 
-    print("\n所以（都是这一次量的）：")
-    print(f"  MoE 的参数是「{small}」的 {table[plain][0] / table[small][0]:.1f} 倍，一个词元用到的是它的 {table[plain][1] / table[small][1]:.2f} 倍（多出来的是路由）。")
-    print(f"  但一层前向的时间是它的 {table[plain][2] / table[small][2]:.1f} 倍：挑词元、算 {experts} 次小的、放回去，都要时间；参数量相同的密集网络是 {table[large][2] / table[small][2]:.1f} 倍。")
-    for name in (large, plain, balanced):
-        gap = table[name][3] - table[small][3]
-        verdict = "没有超过" if abs(gap) <= noise else f"{'差' if gap > 0 else '好'}得超过了"
-        print(f"  {name}：验证损失 {gap:+.3f}，{verdict}换个种子的差别（{noise:.3f}）。")
-    if table[balanced][3] - table[small][3] > noise:
-        print(f"  MoE 没有占到便宜，多半因为每个专家平均只见到 {top_k / experts:.0%} 的词元，故事又短：参数多，要更多的数据才喂得饱。")
-    before, after = table[plain][4], table[balanced][4]
-    print(f"  最忙的专家是平均的 {before.max():.2f} 倍，加了均衡损失是 {after.max():.2f} 倍；最闲的从 {before.min():.2f} 变成 {after.min():.2f}。")
-
     print("\n这个数字对吗？")
-    single = MoEFeedForward(cfg | {"num_experts": 1, "num_experts_per_tok": 1})
-    dense = FeedForward(cfg)
-    dense.load_state_dict({key.replace(".0.", "."): value for key, value in single.state_dict().items() if key != "gate.weight"})
-    confirm("MoE 一个专家，与普通的前馈网络输出相同", torch.allclose(single(x), dense(x), atol=1e-6), "概率没有在选中的几个之间归一")
-    moe, piece = models[plain].trf_blocks[0].ff, x[:2, :8]
-    confirm("成批地算，与按定义逐个词元算相同", torch.allclose(moe(piece), one_by_one(moe, piece), atol=1e-5), "概率与专家没有对上号，或没有乘概率")
-    confirm(f"参数的估算与数出来的相同：{estimate['moe_total']:,} 个", estimate["moe_total"] == table[plain][0], "漏了路由，或 SwiGLU 少数了一个矩阵")
-    sums = torch.cat([load.sum(dim=-1).flatten() for load in loads.values()])  # (2·u·l,)
-    confirm("每一步、每一层的负载加起来都是 1", torch.allclose(sums, torch.ones_like(sums)), "没有除以 词元数 × j")
+    single, moe = MoEFeedForward(cfg | {"num_experts": 1, "num_experts_per_tok": 1}), layers["MoE"]
+    layer = FeedForward(cfg)
+    layer.load_state_dict({key.replace(".0.", "."): value for key, value in single.state_dict().items() if key != "gate.weight"})
+    confirm("MoE 一个专家，与普通的前馈网络输出相同", torch.allclose(single(x), layer(x), atol=1e-6), "概率没有在选中的几个之间归一")
+    confirm("成批地算，与按定义逐个词元算相同", torch.allclose(moe(x[:2, :8]), one_by_one(moe, x[:2, :8]), atol=1e-5), "概率与专家没有对上号，或没有乘概率")
+    moe(x).square().sum().backward()
+    confirm(f"路由收得到梯度：{moe.gate.weight.grad.norm():.3g}", experts == 1 or moe.gate.weight.grad.norm() > 1e-3, "只在选中的一个之间 softmax，概率永远是 1")
+    confirm(f"参数的估算与数出来的相同：{estimate['moe_total']:,} 个", estimate["moe_total"] == sum(p.numel() for p in moe.parameters()), "漏了路由，或 SwiGLU 少数了一个矩阵")
+    confirm("每一步、每一层的负载加起来都是 1", all((load.sum(dim=-1) - 1).abs().max() < 1e-2 for load in loads.values()), "没有除以 词元数 × j")
+    with torch.no_grad():
+        moe.gate.weight.copy_((torch.arange(experts) < top_k)[:, None] * 9.0)
+        moe(torch.ones(1, 8, d))  # 每个词元都挑前 j 个专家
+    confirm(f"最不匀时，均衡损失是 e / j = {experts / top_k:g}", abs(moe.balance_loss.item() - experts / top_k) < 1e-3, "占比是除以 词元数 × j 的，一个专家至多占 1 / j")
     confirm(
         "书中的配置：308,281,344、38,535,168、57,344、308,338,688、77,127,680，1792 维，与原书仓库相同",
         list(book.values()) == [308281344, 38535168, 57344, 308338688, 77127680, 1792],

@@ -267,6 +267,14 @@ def test_a_dropout_left_in_feedforward_is_noticed(tmp_path, monkeypatch):
     assert "模型里有 37 个 Dropout" in out
 
 
+def test_another_size_is_not_compared_with_the_books_numbers(tmp_path, monkeypatch):
+    """动手改：换了层数，印的是新的数，没有一条自查因此变成 ✗。"""
+    monkeypatch.setenv("LLM_DATA_DIR", str(gpt.find_data("tiktoken").parent))
+    failed, out = broken(tmp_path, "example_06_gpt_model", '"n_layers": 12', '"n_layers": 2')
+    assert failed == [] and "163,009,536" not in out.split("】")[-1]
+    assert "参数总数 92,153,856" in out and "约 54M" in out
+
+
 @pytest.mark.parametrize("name, right, wrong, noticed", [
     ("example_03_feedforward", LAST_LINEAR, LAST_LINEAR + "            nn.Dropout(0.1),\n", "前馈网络只有三层"),
     ("example_02_layernorm", "unbiased=False)  # (…, 1)", "unbiased=True)  # (…, 1)", "与 PyTorch 自带的 nn.LayerNorm 相同"),

@@ -555,22 +555,16 @@ confirm(
     runs["AdamW", False][-1] > runs["AdamW", True][-1] + 0.3,
     "zero_grad 其实还是执行了",
 )
-confirm(
-    "train() 下两次不同，eval() 下两次相同",
-    noisy[0] != noisy[1] and quiet[0] == quiet[1],
-    "drop_rate 是 0，或两种模式弄反了",
-)
+as_expected = noisy[0] != noisy[1] and quiet[0] == quiet[1]
+confirm("train() 下两次不同，eval() 下两次相同", as_expected, "drop_rate 是 0，或两种模式弄反了")
 confirm(
     f"训练损失从 {train_losses[0]:.2f} 降到 {train_losses[-1]:.2f}",
     train_losses[-1] < train_losses[0] - 1,
     "少了四件事里的一件，或学习率太大、太小",
 )
 first, last = val_losses[0] - train_losses[0], val_losses[-1] - train_losses[-1]
-confirm(
-    f"验证损失与训练损失的差距从 {first:.2f} 拉大到 {last:.2f}",
-    last > max(first, 0),
-    "验证集混进了训练集",
-)
+claim = f"验证损失与训练损失的差距从 {first:.2f} 拉大到 {last:.2f}"
+confirm(claim, last > max(first, 0), "验证集混进了训练集")
 
 # %% 动手改
 # 1. 走一步那一格里，在 optimizer.step() 前面加一行 optimizer.zero_grad()：权重一动不动，损失也不变，自查里两条变成 ✗。

@@ -235,6 +235,18 @@ def test_training_loop(tmp_path, monkeypatch, capsys):
     assert [int(step) for step in re.findall(r"第 +(\d+) 步　训练损失", output)] == [0, 5, 10, 15]
 
 
+@pytest.mark.parametrize("name", ["example_02_training_loop", "example_03_decoding", "example_05_openai_weights"])
+def test_notebook_writes_inside_the_project(name, monkeypatch):
+    """笔记本里没有 __file__：从项目根目录、ch05/main 运行，图片都写到 ch05/outputs。"""
+    source = (MAIN / f"{name}.py").read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:here|OUTPUTS) = .*$", source, flags=re.MULTILINE)
+    for folder in (MAIN.parents[1], MAIN.parent, MAIN):
+        monkeypatch.chdir(folder)
+        names = {"Path": Path}
+        exec("\n".join(lines), names)
+        assert names["OUTPUTS"].resolve() == MAIN.resolve().parent / "outputs", folder
+
+
 def test_train_model_simple_is_the_books():
     """书上的参数，一个不多；代码不超过 30 行。"""
     tree = ast.parse((MAIN / "example_02_training_loop.py").read_text(encoding="utf-8"))
