@@ -140,7 +140,8 @@ class ListDataset(Dataset):
         返回:
             tuple[Tensor, Tensor]: 输入和目标，各 (b, t)
         """
-        return torch.stack([self.input_ids[i] for i in indices]), torch.stack([self.target_ids[i] for i in indices])  # 各 (b, t)
+        inputs = torch.stack([self.input_ids[i] for i in indices])  # (b, t)
+        return inputs, torch.stack([self.target_ids[i] for i in indices])  # (b, t)
 
     __getitems__ = take  # DataLoader 发现有这个方法，就一次要一批，不再一个一个地取、再拼起来
 

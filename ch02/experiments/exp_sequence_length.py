@@ -2,20 +2,22 @@
 
 问题：　每步看的词元一样多（b·t 不变），样本从 60 个词元加长到 960 个，一步训练会慢多少、多占多少内存？
 先猜：　词元一样多，矩阵乘法就一样多，是不是差不多？（先想 10 秒，再运行）
-看点：　① 内存分成两半看：与 t² 有关的（注意力权重）一路涨，其余不变；② t 不大时，加长几乎不要钱；③ 加长到哪里，注意力权重接近一半。
-动手改：1. --heads 改成 8：t² 那一半翻倍，其余不变；改成 2，就只剩一半。
-        2. --dim 改成 512：其余那一半大了三倍多，注意力要到更长才占一半。模型越宽，越禁得起长的样本。
-        3. 把 cfg 里的 drop_rate 改成 0.1：dropout 又记下自己的掩码和结果，t² 那一半变成 3 份，最后一条自查变成 ✗，并说出原因。
+看点：　① 左图：每个词元的用时，几轮的散布；② 右图：前向为反向留住的内存，多出来的每一个字节都是注意力权重（t² 从哪里来，
+        见 ch03/experiments/exp_attention_complexity.py）；③ 花了这些换到什么：每道题平均看得到的前文，正好是样本长度的一半。
+动手改：1. --heads 8：权重表多了一倍，右图里多出来的也多一倍；最短的那一档几乎不变。
+        2. --dim 512：别的部分大了三四倍，加长的代价就显得小了。模型越宽，越禁得起长的样本。
+        3. 把 cfg 里的 drop_rate 改成 0.1：dropout 又要留下自己的掩码和结果，最后一条自查变成 ✗。
 
 运行：
     python ch02/experiments/exp_sequence_length.py            # 图片写到 ch02/outputs/
     python ch02/experiments/exp_sequence_length.py --heads 8
-    约 6 秒，0.7 GB（2 核 CPU）
+    约 N 秒，N GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
@@ -25,7 +27,7 @@ import torch.nn as nn
 import zhplot  # noqa: F401　导入它，图上就能写中文
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-LENGTHS = (60, 120, 240, 480, 960)  # 故意不取 2 的幂：免得与模型的各种维度相同，数字节时分不清
+LENGTHS = (60, 120, 240, 480, 960)
 VOCAB_SIZE = 512  # 词表取得小，输出层就不会盖过注意力；这里只关心 t
 
 
@@ -165,6 +167,37 @@ class GPTModel(nn.Module):
 # endregion
 
 
+# region 沿用 ch03/experiments/exp_attention_complexity.py: take_turns, quartiles, compare
+def take_turns(works, rounds, device=None):
+    """轮流计时：每一轮把几份各做一遍，电脑忽快忽慢时大家一起快慢，比较才公平。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    on_gpu, times = device is not None and device.type != "cpu", {name: [] for name in works}
+    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            start = clock()
+            work()
+            if on_gpu:
+                torch.get_device_module(device).synchronize()
+            if turn:
+                times[name].append(clock() - start)
+    return times
+
+
+def quartiles(values):
+    """量了许多次，中间一半落在哪里。只报一个平均，看不出机器忙不忙。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def compare(values, reference):
+    """甲是乙的几倍；两边中间的一半重叠了，就说分不出。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    (low, middle, high), (floor, center, ceiling) = quartiles(values), quartiles(reference)
+    ratio = f"{middle / center:.2f} 倍"
+    return ratio if high < floor or low > ceiling else f"分不出（中位数是 {ratio}）"
+
+
+# endregion
+
+
 # region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
@@ -205,59 +238,51 @@ def train_step(model, ids):
     return loss.item()
 
 
-def saved_bytes(model, ids, heads):
-    """前向传播为反向传播记下了多少字节，按"与 t² 有关"和"其余"分开数。
-
-    反向传播要用前向时的中间结果（激活值），它们一直占着内存，直到 backward。训练比推理费内存，主要就在这里。
+def saved_bytes(model, ids):
+    """前向传播为反向传播留住了多少字节；训练比推理费内存，主要就在这里。
 
     参数:
         model (nn.Module): 语言模型
         ids (Tensor): 词元编号，(b, t + 1)
-        heads (int): 头数 h
 
     返回:
-        tuple[int, int]: 注意力权重的字节数，其余的字节数；参数不算
+        int: 字节数，参数不算
     """
-    b, t = ids.shape[0], ids.shape[1] - 1
     parameters = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     seen = {}
 
     def pack(tensor):
-        # 同一块内存可能被记下好几次（例如转置前后），按内存的地址去重。
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            is_square = tensor.shape[-2:] == (t, t) and tensor.numel() == b * heads * t * t  # 形状是 (b, h, t, t) 或 (b·h, t, t)
-            seen[storage.data_ptr()] = (storage.nbytes(), is_square, tensor)
+        # 同一块内存可能被留几次（例如转置前后），按内存的地址去重；留着张量，地址才不会被别人重用。
+        seen[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         train_step(model, ids)
-    square = sum(size for size, is_square, _ in seen.values() if is_square)
-    return square, sum(size for size, _, _ in seen.values()) - square
+    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in seen.items() if pointer not in parameters)
 
 
-def draw(rows, tokens, path):
-    """画图：左边每个词元的用时，右边激活值的内存，分成两半。
+def draw(times, memory, tokens, path):
+    """画图：左边每个词元的用时，右边留住的内存。
 
     参数:
+        times (dict): 长度 → 每一轮每个词元几微秒
+        memory (dict): 长度 → 字节数
         tokens (int): 每步几个词元
-        rows (dict): 长度 → 三样：每个词元几微秒、t² 的字节数、其余的字节数
         path (Path): 图片写到哪里
     """
-    lengths = list(rows)
-    labels = [str(t) for t in lengths]
+    labels = [str(t) for t in times]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
-    left.plot(labels, [rows[t][0] for t in lengths], "o-")
-    left.set(ylim=(0, None), xlabel="序列长度 t", ylabel="微秒")
-    left.set_title("每个词元的用时（前向 + 反向）")
-    rest, square = [rows[t][2] / 1e6 for t in lengths], [rows[t][1] / 1e6 for t in lengths]
-    right.bar(labels, rest, label="其余：与 t 无关", color="#9ecae1")
-    right.bar(labels, square, bottom=rest, label="注意力权重：b·h·t²", color="#fdae6b")
-    right.set(xlabel="序列长度 t", ylabel="MB")
-    right.set_title(f"激活值的内存（每步都是 {tokens} 个词元）")
+    low, middle, high = ([quartiles(values)[i] for values in times.values()] for i in range(3))
+    left.plot(labels, middle, "o-")
+    left.fill_between(labels, low, high, alpha=0.25)
+    left.set(ylim=(0, None), xlabel="序列长度 t", ylabel="微秒", title="每个词元的用时（前向 + 反向；色带：四分位）")
+    shortest = memory[min(memory)] / 1e6
+    right.bar(labels, [shortest] * len(labels), label="与最短的一样多的", color="#9ecae1")
+    right.bar(labels, [size / 1e6 - shortest for size in memory.values()], bottom=shortest, label="多出来的：注意力权重", color="#fdae6b")
+    right.set(xlabel="序列长度 t", ylabel="MB", title=f"留住的内存（每步都是 {tokens} 个词元）")
     right.legend(fontsize=9)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
@@ -266,14 +291,13 @@ def main():
     parser = argparse.ArgumentParser(description="实验　序列长度的代价")
     parser.add_argument("--dim", type=int, default=128, help="嵌入维度 d，要能被头数整除（默认：128）")
     parser.add_argument("--heads", type=int, default=4, help="头数（默认：4）")
-    parser.add_argument("--quick", action="store_true", help="只到 480，词元减半，每种长度只量 1 次")
+    parser.add_argument("--quick", action="store_true", help="只到 480，词元减半，少量几轮")
     args = parser.parse_args()
     if not 1 <= args.dim <= 1024 or args.heads < 1:
         parser.error(f"--dim 应在 1 到 1024 之间，--heads 至少是 1，不能是 {args.dim} 和 {args.heads}")
-    if args.dim / args.heads in LENGTHS or (args.heads == 1 and 4 * args.dim in LENGTHS):
-        parser.error(f"{args.heads} 个头、d = {args.dim} 时，有的激活值恰好也以 (t, t) 结尾，与注意力权重分不清，请换一个 --heads 或 --dim")
-    lengths, tokens = (LENGTHS[:-1], 960) if args.quick else (LENGTHS, 1920)  # tokens 是每步的词元总数 b·t，一直不变：变的只是切成几个样本
+    lengths, tokens, rounds = (LENGTHS[:-1], 960, 5) if args.quick else (LENGTHS, 1920, 9)  # tokens 是每步的词元总数 b·t，一直不变：变的只是切成几个样本
 
+    torch.set_num_threads(1)  # 只用一个线程，take_turns 就能看 CPU 时间，不怕别的程序打扰
     cfg = {"vocab_size": VOCAB_SIZE, "context_length": max(lengths), "drop_rate": 0.0, "qkv_bias": False}
     cfg |= {"emb_dim": args.dim, "n_heads": args.heads, "n_layers": 2}
     torch.manual_seed(123)
@@ -281,39 +305,32 @@ def main():
         model = GPTModel(cfg)
     except ValueError as error:
         parser.error(str(error))
-    print(f"每步 {tokens} 个词元，2 层，d = {args.dim}，{args.heads} 个头", flush=True)
+    print(f"每步 {tokens} 个词元，2 层，d = {args.dim}，{args.heads} 个头；轮流量 {rounds} 轮", flush=True)
     ids = torch.randint(0, VOCAB_SIZE, (tokens + 1,))  # (b·t + 1,)
     batches = {t: cut(ids, t) for t in lengths}
-    times = {t: [] for t in lengths}
-    for run in range(2 if args.quick else 5):
-        for t, batch in batches.items():  # 轮流量，取最快的一次：机器忽快忽慢时，大家一起受影响
-            start = time.perf_counter()
-            train_step(model, batch)
-            if run:  # 头一次要分配内存，不算
-                times[t].append((time.perf_counter() - start) / tokens * 1e6)
-    rows = {t: (min(times[t]), *saved_bytes(model, batches[t], args.heads)) for t in lengths}
-
-    for t, (micros, square, rest) in rows.items():
-        share = square / (square + rest)
-        print(f"  t = {t:4}　b = {tokens // t:2}　每个词元 {micros:6.1f} 微秒　激活值 {(square + rest) / 1e6:6.1f} MB，其中 t² 的 {square / 1e6:6.1f} MB（{share:.0%}）")
-    draw(rows, tokens, OUTPUTS / "sequence_length.png")
+    turns = take_turns({t: lambda batch=batch: train_step(model, batch) for t, batch in batches.items()}, rounds)
+    times = {t: [seconds / tokens * 1e6 for seconds in values] for t, values in turns.items()}
+    memory = {t: saved_bytes(model, batch) for t, batch in batches.items()}
+    for t in lengths:
+        low, middle, high = quartiles(times[t])
+        print(f"  t = {t:4}　b = {tokens // t:2}　每个词元 {middle:5.1f} 微秒（四分位 {low:.1f}–{high:.1f}）　留住 {memory[t] / 1e6:5.1f} MB　每道题平均看得到 {(t + 1) / 2:.1f} 个词元")
+    draw(times, memory, tokens, OUTPUTS / "sequence_length.png")
     print(f"图已写到 {OUTPUTS / 'sequence_length.png'}")
 
     short, long = lengths[0], lengths[-1]
-    half = next((t for t in lengths if rows[t][1] > rows[t][2]), None)
-    print(f"\n所以：词元一样多，样本从 {short} 加长到 {long}，每个词元的用时变成 {rows[long][0] / rows[short][0]:.1f} 倍，激活值变成 {sum(rows[long][1:]) / sum(rows[short][1:]):.1f} 倍。")
-    print(f"多出来的都在注意力：t² 的部分变成 {rows[long][1] / rows[short][1]:.0f} 倍（b 减到 1/{long // short}，t² 变成 {(long // short) ** 2} 倍），", end="")
-    print(f"到 t = {half} 时超过其余的总和。" if half else "但还没超过其余的总和。")
-    print("长的样本让模型看得远；禁得起多长，要看模型多宽、内存多大。GPT-2 取 1024。")
+    print(f"\n所以：词元一样多，样本从 {short} 加长到 {long}，每个词元的用时变成 {compare(times[long], times[short])}，留住的内存变成 {memory[long] / memory[short]:.1f} 倍；")
+    same = [t for t in lengths[1:] if quartiles(times[t])[0] <= quartiles(times[short])[2]]
+    print(f"　　　加长到 {max(same)}，用时还与 {short} 的分不出。" if same else f"　　　哪一档的用时都比 {short} 的长。", end="")
+    print(f"换到的是：每道题平均看得到的词元，从 {(short + 1) / 2:.1f} 个变成 {(long + 1) / 2:.1f} 个。GPT-2 取 1024。")
 
     print("\n这个数字对吗？")
-    expected = {t: rows[short][1] * t // short for t in lengths}
-    confirm("t² 的部分正比于 t（总数 b·t·t = 词元总数 × t）", all(rows[t][1] == expected[t] for t in lengths), "把别的张量也算进来了")
-    confirm("其余的部分与 t 无关（相差不到 2%）", all(abs(rows[t][2] / rows[short][2] - 1) < 0.02 for t in lengths), "词元总数变了")
-    # softmax 的反向只用它的输出，填 -inf、除以 √k 都不用留：所以每层只记下一份 (b, h, t, t)。
-    each = tokens * long * args.heads * 4 * cfg["n_layers"]
-    copies = rows[long][1] / each
-    confirm(f"t² 的部分正好是每层一份注意力权重：b·h·t² 个数，各 4 字节（得到 {copies:.2f} 份）", copies == 1, "打开了 dropout，它还要记下掩码和结果")
+    per_row = statistics.mean((t + 1) / 2 for t in [short])
+    counted = statistics.mean(i + 1 for i in range(short))  # 第 i 个位置（从 0 数）看得到 i + 1 个
+    confirm(f"长 {short} 的样本，每道题平均看得到 (t + 1) / 2 = {per_row} 个", per_row == counted, "目标数错了一个")
+    # softmax 的反向只用它的输出，填 -inf、除以 √k 都不用留：每层只留一份 (b, h, t, t)，共 4·b·h·t² 字节。
+    extra = {t: 4 * cfg["n_layers"] * args.heads * tokens * (t - short) for t in lengths}
+    worst = max(abs(memory[t] - memory[short] - extra[t]) for t in lengths)
+    confirm(f"多出来的就是每层一份 (b, h, t, t) 的权重（最多差 {worst:,} 字节，应不到 1%）", worst < 0.01 * memory[short], "打开了 dropout，它还要留下掩码和结果")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 问题：　序列长度 t 翻一倍，注意力的用时和训练时占的内存，各变成几倍？
 先猜：　都说注意力是 t²；那 SDPA（里面多半是 FlashAttention）呢，它也是 t² 吗？（先想 10 秒，再运行）
-看点：　① 双对数图上，t 的几次方就是几分之几的斜率：1 次方翻一倍变 2 倍，2 次方变 4 倍；
+看点：　① 双对数图上，t 的几次方就是几分之几的斜率：1 次方翻一倍变 2 倍，2 次方变 4 倍；每一轮各拟合一次，散得太开就不说是几次方；
         ② 三个 d × d 的投影是 1 次方，而且短句子里它们才是大头：两条线在哪里相交？
-        ③ SDPA 的用时还是 2 次方，内存却只有 1 次方：右上角那一半它不算，剩下的 t²/2 个分数照样要算，只是从不存下来。
+        ③ SDPA 留住的内存只有 1 次方：分数一块块地算，从不存下来；④ 告诉它 is_causal=True，右上角那一半它就不算：与不遮的比，省了几成？
 动手改：1. --dim 64：投影便宜了，相交的地方移到更短的句子（乘加的次数相等的地方约是 t = 2d）。
         2. --heads 16：手写的内存变成约 4 倍（每个头一张表），SDPA 的几乎不变。
         3. 把 by_hand 里的 torch.softmax 那一行换成 weights = torch.relu(scores)：少存了东西吗？一个字节也没有：乘法的反向传播照样要权重表。（第一条自查会变成 ✗）
@@ -12,7 +12,7 @@
 运行：
     python ch03/experiments/exp_attention_complexity.py                     # 图片写到 ch03/outputs/
     python ch03/experiments/exp_attention_complexity.py --max-tokens 8192   # 手写的要存约 1.2 GB
-    约 9 秒，1.6 GB（2 核 CPU）
+    约 N 秒，N GB（2 核 CPU）
 
 形状记号：b 批大小（这里是 1）　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）
 """
@@ -95,6 +95,7 @@ class Parts(nn.Module):
             "投影": lambda: self.out_proj(self.qkv(x)[..., : x.shape[-1]]),
             "手写": lambda: by_hand(*heads),
             "SDPA": lambda: sdpa(*heads),
+            "SDPA，不遮": lambda: nn.functional.scaled_dot_product_attention(*heads),
         }
 
 
@@ -125,6 +126,8 @@ def saved_bytes(work):
 def take_turns(works, rounds, device=None):
     """轮流计时：每一轮把几份各做一遍，电脑忽快忽慢时大家一起快慢，比较才公平。
 
+    在 CPU 上只用一个线程时，看的是这个进程用掉的 CPU 时间：别的程序把核占走的时候，墙上的钟在走，它不走。
+
     参数:
         works (dict[str, callable]): 名字 → 没有参数的函数
         rounds (int): 几轮；另有一轮热身，不算
@@ -133,15 +136,16 @@ def take_turns(works, rounds, device=None):
     返回:
         dict[str, list[float]]: 名字 → 每一轮几秒
     """
-    times = {name: [] for name in works}
+    on_gpu, times = device is not None and device.type != "cpu", {name: [] for name in works}
+    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
     for turn in range(rounds + 1):
         for name, work in works.items():
-            start = time.perf_counter()
+            start = clock()
             work()
-            if device is not None and device.type != "cpu":  # GPU 上的调用不等算完就返回，要等它算完再看表
+            if on_gpu:  # GPU 上的调用不等算完就返回，要等它算完再看表
                 torch.get_device_module(device).synchronize()
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 
@@ -187,6 +191,23 @@ def slope(lengths, values):
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
 
 
+def power(lengths, runs):
+    """每一轮各拟合一次，看次方散得多开；点不在一条直线上，或各轮相差太大，就不说是几次方。
+
+    参数:
+        lengths (list[int]): 序列长度
+        runs (list[list[float]]): 各个长度的用时，每个长度几轮
+
+    返回:
+        tuple[float, str]: 次方的中位数，说不出时是 nan；怎么说
+    """
+    low, middle, high = quartiles([slope(lengths, each) for each in zip(*runs)])
+    medians = [math.log(statistics.median(values)) for values in runs]
+    if high - low > 0.4 or statistics.correlation([math.log(t) for t in lengths], medians) ** 2 < 0.97:
+        return math.nan, f"说不出几次方（各轮散在 {low:.1f} 到 {high:.1f}，机器正忙，或还没到只有一个次方的长度）"
+    return middle, f"t^{middle:.2f}（{low:.2f}–{high:.2f}）：翻一倍变 {2**middle:.1f} 倍"
+
+
 # region 沿用 setup/device_check.py: pick_device
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
@@ -210,22 +231,25 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-def draw(lengths, tables, path):
-    """两张双对数图：用时、内存，各三条线，旁边写着次方。
+def draw(lengths, times, memory, path):
+    """两张双对数图：用时（色带是四分位）、留住的内存。
 
     参数:
         lengths (list[int]): 序列长度
-        tables (list[dict]): 用时（秒）和内存（字节），都是 名字 → 各长度的值
+        times (dict[str, list]): 名字 → 各个长度的用时（秒），每个长度几轮
+        memory (dict[str, list[int]]): 名字 → 各个长度的字节数
         path (Path): 图片写到哪里
     """
-    titles = ("前向传播的用时（毫秒）", "训练时留住的内存（MB）")
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
-    for axis, table, scale, title in zip(axes, tables, (1e3, 1 / 2**20), titles):
-        for (name, values), color, marker in zip(table.items(), ("0.55", "#d9822b", "#2f6fab"), "^os"):
-            power = slope(lengths[-3:], values[-3:])
-            # 右图里投影与 SDPA 几乎重合，投影画成虚线、放在最上面，两条都看得见
-            style = {"linestyle": "--", "zorder": 3} if name == "投影" else {}
-            axis.plot(lengths, [value * scale for value in values], color=color, marker=marker, markersize=5, label=f"{name}　t^{power:.2f}", **style)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
+    for name, color, marker in zip(times, ("0.55", "#d9822b", "#2f6fab", "#6a9f4b"), "^os."):
+        # 右图里投影与 SDPA 几乎重合，投影画成虚线、放在最上面，两条都看得见
+        style = {"linestyle": "--", "zorder": 3} if name == "投影" else {}
+        low, middle, high = ([quartiles(values)[i] * 1e3 for values in times[name]] for i in range(3))
+        left.plot(lengths, middle, color=color, marker=marker, markersize=5, label=name, **style)
+        left.fill_between(lengths, low, high, color=color, alpha=0.25)
+        if name in memory:
+            right.plot(lengths, [value / 2**20 for value in memory[name]], color=color, marker=marker, markersize=5, label=name, **style)
+    for axis, title in ((left, "前向传播的用时（毫秒）"), (right, "训练时留住的内存（MB）")):
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(lengths, lengths)
@@ -262,29 +286,37 @@ def main():
     print(f"d = {d}，{h} 个头，每个头 {d // h} 维，在 {device} 上；t = {lengths[0]} … {lengths[-1]}")
     print(f"最长时，手写的权重表是 ({h}, {longest}, {longest})，{h * longest**2 * 4 / 2**20:,.0f} MB\n")
 
+    torch.set_num_threads(1)  # 小矩阵时几个线程互相等，量出来的是等待
     torch.manual_seed(123)
-    parts, times, memory = Parts(d, h).to(device), {}, {}
-    print("    t　　　用时（毫秒）　投影 ／ 手写 ／ SDPA　　　　留住的内存（MB）　投影 ／ 手写 ／ SDPA")
-    for t in lengths:
-        works = parts.works(t, device)
-        for name, work in works.items():
-            memory.setdefault(name, []).append(saved_bytes(work))
-            times.setdefault(name, []).append(seconds(work, device, budget=0.2 if args.quick else 0.5))
-        print(f"{t:5}" + "".join(f"{values[-1] * 1e3:12.2f}" for values in times.values()), end="    ")
-        print("".join(f"{values[-1] / 2**20:12.2f}" for values in memory.values()))
+    parts = Parts(d, h).to(device)
+    works = {(name, t): work for t in lengths for name, work in parts.works(t, device).items()}
+    names = list(dict.fromkeys(name for name, _ in works))
+    memory = {name: [saved_bytes(works[name, t]) for t in lengths] for name in names[:3]}
+    with torch.no_grad():
+        turns = take_turns(works, 5 if args.quick else 9, device)
+    times = {name: [turns[name, t] for t in lengths] for name in names}
+    print(f"用时（毫秒，{len(times['手写'][0])} 轮轮流量的中位数，括号里是四分位）和训练时留住的内存（MB）")
+    for i, t in enumerate(lengths):
+        print(f"  t = {t:4}", end="")
+        for name in names:
+            low, middle, high = (value * 1e3 for value in quartiles(times[name][i]))
+            print(f"　{name} {middle:.2f}（{low:.2f}–{high:.2f}）" + (f" {memory[name][i] / 2**20:.1f} MB" if name in memory else ""), end="")
+        print()
     path = OUTPUTS / "attention_complexity.png"
-    draw(lengths, [times, memory], path)
+    draw(lengths, times, memory, path)
     print(f"图已写到 {path}")
 
-    print("\n拟合出的次方（只用最长的三个点：短的时候，用时里调用函数的零头占得多，内存里 Q、K、V 占得多）")
-    powers = {name: (slope(lengths[-3:], times[name][-3:]), slope(lengths[-3:], memory[name][-3:])) for name in times}
-    for name, (of_time, of_memory) in powers.items():
-        print(f"  {name}　用时 t^{of_time:.2f}：翻一倍变 {2**of_time:.1f} 倍；内存 t^{of_memory:.2f}：翻一倍变 {2**of_memory:.1f} 倍")
+    print("\n所以：拟合出的次方（只用最长的三个点：短的时候，用时里调用函数的零头占得多，内存里 Q、K、V 占得多）")
+    of_memory = {name: slope(lengths[-3:], values[-3:]) for name, values in memory.items()}
+    for name in names:
+        grown = f"；内存 t^{of_memory[name]:.2f}：翻一倍变 {2 ** of_memory[name]:.1f} 倍" if name in of_memory else ""
+        print(f"  {name}　用时 {power(lengths[-3:], times[name][-3:])[1]}{grown}")
     for name in ("手写", "SDPA"):
-        crossed = [t for t, core, linear in zip(lengths, times[name], times["投影"]) if core > linear]
-        note = f"（只数乘加应在 2d = {2 * d} 附近；softmax、填掩码也要读写整张表，所以往往更早）" if name == "手写" else ""
-        print((f"  {name} 的核心比投影还慢，从 t = {crossed[0]} 开始" if crossed else f"  {name} 的核心在这些长度上一直比投影快") + note)
-    print(f"t = {longest} 时，SDPA 的用时是手写的 {times['SDPA'][-1] / times['手写'][-1]:.0%}，留住的内存是手写的 {memory['SDPA'][-1] / memory['手写'][-1]:.1%}。")
+        crossed = [t for t, core, linear in zip(lengths, times[name], times["投影"]) if quartiles(core)[0] > quartiles(linear)[2]]
+        note = f"（只数乘加应在 2d = {2 * d} 附近；softmax、填掩码也要读写整张表）" if name == "手写" else ""
+        print((f"  {name}的核心明确比投影慢，从 t = {crossed[0]} 开始" if crossed else f"  {name}的核心在这些长度上没有明确比投影慢") + note)
+    print(f"  t = {longest}：SDPA 的用时是手写的 {compare(times['SDPA'][-1], times['手写'][-1])}，留住的内存是手写的 {memory['SDPA'][-1] / memory['手写'][-1]:.1%}；")
+    print(f"  　　　　　因果的 SDPA 是不遮的 {compare(times['SDPA'][-1], times['SDPA，不遮'][-1])}：一半的分数不算，最多省一半。")
 
     print("\n这个数字对吗？")
     works = parts.works(256, device)
@@ -295,9 +327,8 @@ def main():
     # 手写的要留：Q、K、V 各 t·d 个数，权重表 h·t² 个数（每个 4 字节），掩码 t² 个布尔（每个 1 字节）。
     expected = 4 * (3 * longest * d + h * longest**2) + longest**2
     confirm(f"手写的内存与算出来的相同：4(3td + ht²) + t² = {expected:,} 字节（量得 {memory['手写'][-1]:,}）", memory["手写"][-1] == expected, "多留了一份 t × t 的表")
-    of_memory = powers["SDPA"][1]
     if device.type == "cpu":  # 别的设备上 SDPA 可能挑了不省内存的实现
-        confirm(f"SDPA 的内存是 1 次方（拟合出 {of_memory:.2f}）", abs(of_memory - 1) < 0.1, "它没有用 flash，把 t × t 的表写了出来")
+        confirm(f"SDPA 的内存是 1 次方（拟合出 {of_memory['SDPA']:.2f}）", abs(of_memory["SDPA"] - 1) < 0.1, "它没有用 flash，把 t × t 的表写了出来")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@
 
 运行：
     python ch03/experiments/exp_buffers.py            # 图片写到 ch03/outputs/
-    约 4 秒，0.5 GB（2 核 CPU）
+    约 N 秒，N GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度
 """
@@ -147,23 +147,35 @@ def mask_bytes(model):
     return sum({mask.data_ptr(): mask.nbytes for mask in masks}.values())
 
 
-def seconds(model, x):
-    """一次前向传播的用时，取 15 次的中位数。
+# region 沿用 ch03/experiments/exp_attention_complexity.py: take_turns, quartiles, compare
+def take_turns(works, rounds, device=None):
+    """轮流计时：每一轮把几份各做一遍，电脑忽快忽慢时大家一起快慢，比较才公平。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    on_gpu, times = device is not None and device.type != "cpu", {name: [] for name in works}
+    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            start = clock()
+            work()
+            if on_gpu:
+                torch.get_device_module(device).synchronize()
+            if turn:
+                times[name].append(clock() - start)
+    return times
 
-    参数:
-        model (nn.Module): 模型
-        x (Tensor): 输入，(b, t, d)
 
-    返回:
-        float: 秒
-    """
-    times = []
-    for _ in range(15):
-        start = time.perf_counter()
-        with torch.no_grad():
-            model(x)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def quartiles(values):
+    """量了许多次，中间一半落在哪里。只报一个平均，看不出机器忙不忙。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def compare(values, reference):
+    """甲是乙的几倍；两边中间的一半重叠了，就说分不出。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    (low, middle, high), (floor, center, ceiling) = quartiles(values), quartiles(reference)
+    ratio = f"{middle / center:.2f} 倍"
+    return ratio if high < floor or low > ceiling else f"分不出（中位数是 {ratio}）"
+
+
+# endregion
 
 
 # region 沿用 setup/self_check.py: confirm
@@ -262,9 +274,12 @@ def main():
     print(f"  图已写到 {path}")
     t = min(context, 512)
     x = torch.randn(1, t, D)  # (b, t, d)
-    times = {keep: seconds(models[keep], x) for keep in ("buffer", "on the fly")}
-    change = times["on the fly"] / times["buffer"] - 1
-    print(f"  现做要多花多少时间？{layers} 层前向传播 {times['buffer'] * 1e3:.1f} → {times['on the fly'] * 1e3:.1f} 毫秒（{change:+.0%}；嵌入维度只有 {D}，真实的模型里占的比例更小）")
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        times = take_turns({keep: lambda keep=keep: models[keep](x) for keep in ("buffer", "on the fly")}, 15)
+    cells = [f"{KEEP[keep]} {middle * 1e3:.1f} 毫秒（四分位 {low * 1e3:.1f}–{high * 1e3:.1f}）" for keep, (low, middle, high) in ((keep, quartiles(values)) for keep, values in times.items())]
+    print(f"\n⑤ 用时　{layers} 层前向传播，轮流量 15 次：{'，'.join(cells)}")
+    print(f"  现做的是存着的 {compare(times['on the fly'], times['buffer'])}；嵌入维度只有 {D}，真实的模型里，做掩码占的比例更小")
 
     longest = next(length for length in (2**i for i in range(5, 40)) if layers * length * length > GPT2_SMALL * 4)
     print(f"\n所以：{layers} 层的 bool 掩码，上下文到 {longest // 1024}K 就比 GPT-2 small 的全部参数还大。长上下文的模型都不存掩码：")

@@ -227,4 +227,4 @@ confirm("维度一大，torch.rand 的梯度不到 nn.Linear 的千分之一", l
 # 1. 3.4.1 节里，把 W_key 那一行挪到 W_query 前面，看哪几条自查变成 ✗：种子相同，次序不同，数就不同。
 # 2. 把 SelfAttention_v1 里的 torch.rand(d_in, d_out) 都换成 (torch.rand(d_in, d_out) * 2 - 1) / d_in**0.5，
 #    再看最后一格：梯度回来了（有两条自查会变成 ✗：它不再是书上的 v1，也不再学不动）。
-# 3. 把最后一格里的 768 都改成 3072：torch.rand 的梯度又小了一千万倍，nn.Linear 的呢？想想"大小与维度无关"。
+# 3. 把最后一格里的 768 都改成 3072：torch.rand 的梯度又小了几千万倍，nn.Linear 的呢？想想"大小与维度无关"。

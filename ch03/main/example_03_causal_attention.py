@@ -248,6 +248,6 @@ same = torch.equal(ca(changed)[:, :-1], context_vecs[:, :-1])
 confirm("抹掉最后一个词，不影响前面 5 个词的输出", same, "因果掩码没有生效")
 
 # %% 动手改
-# 1. 把 CausalAttention 里的 diagonal=1 改成 0，看输出里的 nan 从哪里来；改成 2，看哪一条自查发现它偷看了一个词。
+# 1. 把 CausalAttention 里的 diagonal=1 改成 0，看输出里的 nan 从哪里来；改成 2，看哪三条自查发现它偷看了一个词。
 # 2. 把 CausalAttention 里的 -torch.inf 改成 0：不会报错，但后面的词又漏了进来，因为 e^0 = 1。
 # 3. 把 self.mask[:t, :t] 改成 self.mask，看「只送前 4 个词」那一格报什么错。

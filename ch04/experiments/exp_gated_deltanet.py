@@ -166,7 +166,7 @@ class GatedDeltaNet(nn.Module):
         self.W_gate = nn.Linear(d_in, d_out, bias=False)  # 读出多少
         self.W_beta = nn.Linear(d_in, num_heads, bias=False)  # 写多少
         self.W_alpha = nn.Linear(d_in, num_heads, bias=False)  # 忘多少，与下面两个参数合起来用
-        self.dt_bias = nn.Parameter(torch.ones(num_heads))
+        self.dt_bias = nn.Parameter(torch.full((num_heads,), -4.0))
         self.A_log = nn.Parameter(torch.zeros(num_heads))
         self.norm = RMSNorm(self.head_dim)  # 每个头各自归一化
         self.out_proj = nn.Linear(d_out, d_out)

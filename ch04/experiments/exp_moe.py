@@ -1,24 +1,22 @@
 """第 4 章 · 实验　混合专家（MoE）：算得一样多，参数多几倍，损失能低多少？
 
-问题：　把前馈网络换成 8 个小的（专家），每个词元只用其中 2 个：参数是原来的 4 倍，算得却一样多。验证损失会低吗？8 个专家都有活干吗？
+问题：　把前馈网络换成 8 个小的（专家），每个词元只用其中 2 个：参数是原来的 4 倍，算得却一样多。验证损失会低吗？
 先猜：　与算得一样多的密集网络比，谁低？与参数一样多的比呢？（先想 10 秒，再运行）
-看点：　① 右上两格：同一个种子配对相减，区间整个在 0 的左边才叫更低；参数同样多的密集网络要多算 4 倍，它是 MoE 追赶的目标。
-        ② 下面两幅：不加均衡损失，有的专家几乎没有活，参数白占着内存；加了，颜色就匀了。
-        ③ 一层前向的用时：算得一样多，不等于一样快。　④ 打印的「各专家偏爱的字符」：没有人教，它们自己分了工。
+看点：　① 右边两幅：同一个种子配对相减，区间整个在 0 的左边才叫更低，跨过 0 就是分不出；"学得快"和"最后低"分开看。
+        ② 参数同样多的密集网络要多算 4 倍，它是 MoE 追赶的目标。　③ 一层前向的用时：算得一样多，不等于一样快。
 动手改：1. --experts 1 --top-k 1：四个网络在数学上是同一个，所以都应当是「分不出」；分得出，就是比的办法错了。
-        2. --top-k 1：Switch Transformer 的做法，每个词元只用一个专家；概率要取全部专家的 softmax。
-        3. --top-k 1，再把 main 里的 top_k > 1 改成 True（只在选中的几个之间 softmax）：自查「路由收得到梯度」变成 ✗，
-           损失照样往下走，一点也看不出来。
-        4. 把 MoEFeedForward 里的 * probs[chosen][:, None] 去掉：程序照样跑，「按定义逐个词元算」和「路由收得到梯度」变成 ✗。
+        2. --top-k 1，再把 main 里的 "norm_topk_prob": top_k > 1 改成 "norm_topk_prob": True（只在选中的那一个里 softmax）：
+           自查「路由收得到梯度」变成 ✗；不看这一条，程序一切正常。
+        3. 把 MoEFeedForward 里的 * probs[chosen][:, None] 去掉：程序照样跑，「按定义逐个词元算」和「路由收得到梯度」变成 ✗。
 
 运行：
     python ch04/experiments/exp_moe.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_moe.py --quick
-    约 150 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
-    怎样让专家更匀、装不下怎么办，见 exp_moe_balance.py
+    约 100 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
+    怎样让专家忙得更匀、装不下怎么办，见 exp_moe_balance.py
 
 形状记号：b 批大小　t 序列长度　n = b·t 词元总数　d 嵌入维度　e 专家总数　j 每个词元用几个专家　m 分到某个专家的词元数
-　　　　　u 训练了几步　l 层数　V 词表大小
+　　　　　V 词表大小（这里词元就是字符）
 """
 
 import argparse
@@ -428,30 +426,6 @@ def one_by_one(moe, x):
     return torch.stack(rows).view_as(x)  # (b, t, d)
 
 
-def favourites(model, ids, chars):
-    """最后一层的每个专家，最偏爱哪几个字符：在它那里的占比，比在全文里的占比高几倍。
-
-    参数:
-        model (nn.Module): MoE 模型
-        ids (Tensor): 词元编号，(b, t)
-        chars (list[str]): 词表
-
-    返回:
-        list[str]: 每个专家一项，最偏爱的五个字符
-    """
-    model.eval()
-    with torch.no_grad():
-        model(ids)
-    choice, tokens = model.trf_blocks[-1].ff.last_choice, ids.flatten()  # (n, j)，(n,)
-    everywhere = torch.bincount(tokens, minlength=len(chars)).float()  # (V,)
-    result = []
-    for expert in range(model.trf_blocks[-1].ff.num_experts):
-        here = torch.bincount(tokens[(choice == expert).any(dim=-1)], minlength=len(chars))  # (V,)
-        ratio = torch.where(everywhere >= 10, here / everywhere.clamp(min=1), 0)  # (V,)　太少见的字符不算，免得碰巧
-        result.append(" ".join(repr(chars[i])[1:-1].replace(" ", "空格") for i in ratio.topk(5).indices if ratio[i] > 0))
-    return result
-
-
 def train_once(path, experts, top_k, hidden, balance, steps, seed):
     """训练一次：前馈网络是哪一种、种子由参数定，其余都相同。
 
@@ -465,22 +439,14 @@ def train_once(path, experts, top_k, hidden, balance, steps, seed):
         seed (int): 初始权重和批的次序
 
     返回:
-        dict: curve 是 train 的结果；MoE 另有 loads（每一步每一层的负载，u × l × e）和 favourites
+        list: train 的结果
     """
     train_ids, val_ids, chars = encode_characters(Path(path).read_text(encoding="utf-8"))
     cfg = {"vocab_size": len(chars), "context_length": 32, "emb_dim": 64, "n_heads": 4, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
     cfg |= {"num_experts": experts, "num_experts_per_tok": top_k, "norm_topk_prob": top_k > 1, "hidden_dim": hidden}
     torch.manual_seed(seed)
-    model, loads = GPTModel(cfg), []
-    if experts == 0:
-        return {"curve": train(model, train_ids, val_ids, 32, steps, seed)}
-
-    def extra_loss():
-        loads.append([[round(each, 4) for each in block.ff.load.tolist()] for block in model.trf_blocks])
-        return balance * sum(block.ff.balance_loss for block in model.trf_blocks)
-
-    curve = train(model, train_ids, val_ids, 32, steps, seed, extra_loss)
-    return {"curve": curve, "loads": loads, "favourites": favourites(model, train_ids[: 32 * 256].view(-1, 32), chars)}
+    model = GPTModel(cfg)
+    return train(model, train_ids, val_ids, 32, steps, seed, lambda: balance * sum(block.ff.balance_loss for block in model.trf_blocks) if experts else 0.0)
 
 
 def layer_milliseconds(layers, x, rounds=40):
@@ -504,39 +470,28 @@ def layer_milliseconds(layers, x, rounds=40):
     return {name: [1000 * each for each in statistics.quantiles(values[5:], n=4)] for name, values in seconds.items()}
 
 
-def draw(curves, differences, loads, bigram, quick, path):
-    """上排：训练曲线、两种差；下排：第一个种子里，最后一层每个专家的负载随训练的变化。
+def draw(curves, differences, bigram, quick, path):
+    """三幅图：训练曲线；走到四分之一时的差；最低的差。
 
     参数:
         curves (dict): 名字 → 每个种子的曲线
-        differences (list[dict]): 走到四分之一时的差、最低的差，各是名字 → 每个种子的差
-        loads (dict): 名字 → 负载，(u, l, e)
+        differences (dict): 标题 → （名字 → 每个种子的差）
         bigram (float): 只看前一个字符的损失
         quick (bool): True 时不画区间
         path (Path): 图片写到哪里
     """
-    figure, axes = plt.subplot_mosaic([["loss"] * 2 + ["early"] * 2 + ["low"] * 2, ["plain"] * 3 + ["balanced"] * 3], figsize=(13, 7.6), layout="constrained")
+    figure, (loss, *panels) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for number, (name, several) in enumerate(curves.items()):
         for curve in several:
-            axes["loss"].plot(*zip(*curve[1:]), color=f"C{number}", linewidth=0.8, alpha=0.6, label=name if curve is several[0] else None)
-    axes["loss"].axhline(bigram, color="0.5", linestyle="--", label="只看前一个字符，数数")
-    axes["loss"].set_ylabel("验证损失")
-    axes["loss"].legend()
-    for axis, title, values in [(axes["early"], "走到四分之一时", differences[0]), (axes["low"], "最低的", differences[1])]:
+            loss.plot(*zip(*curve[1:]), color=f"C{number}", linewidth=0.8, alpha=0.6, label=name if curve is several[0] else None)
+    loss.axhline(bigram, color="0.5", linestyle="--", label="只看前一个字符，数数")
+    loss.set_xlabel("训练步数")
+    loss.set_ylabel("验证损失")
+    loss.legend()
+    for axis, (title, values) in zip(panels, differences.items()):
         draw_differences(axis, {name.replace("，", "\n"): each for name, each in values.items()}, quick)
         axis.set_xlabel("损失的差（往左是更低）")
-        axis.set_title(f"{title}，减去「{SMALL}」")
-    heat = [axes["plain"], axes["balanced"]]
-    for axis, (name, load) in zip(heat, loads.items()):
-        experts = load.shape[-1]
-        # 每个专家一行；extent 让横轴是步数，纵轴从上到下是第 1 到第 e 个专家。
-        image = axis.imshow(load[:, -1].T * experts, aspect="auto", vmin=0, vmax=3, interpolation="nearest", extent=[0, len(load), experts + 0.5, 0.5])
-        axis.set_title(name)
-        axis.set_yticks(range(1, experts + 1, -(-experts // 16)))
-    heat[0].set_ylabel("最后一层的专家")
-    for axis in (axes["loss"], *heat):
-        axis.set_xlabel("训练步数")
-    figure.colorbar(image, ax=heat, label="负载是平均的几倍（1 最匀）", extend="max")
+        axis.set_title(f"{title.strip('　')}，减去「{SMALL}」")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -572,7 +527,7 @@ def confirm(claim, ok, hint):
 
 
 def main():
-    """同一个小模型，只换前馈网络，每种训练几个种子：比损失、负载和用时。"""
+    """同一个小模型，只换前馈网络，每种训练几个种子：比损失和用时。"""
     parser = argparse.ArgumentParser(description="实验　混合专家：算得一样多，参数多几倍")
     parser.add_argument("--experts", type=int, default=8, help="专家总数（默认：8）")
     parser.add_argument("--top-k", type=int, default=2, help="每个词元用几个专家，不能超过总数（默认：2）")
@@ -596,9 +551,7 @@ def main():
     variants = {SMALL: (0, top_k, hidden * top_k, 0.0), LARGE: (0, top_k, hidden * experts, 0.0), PLAIN: (experts, top_k, hidden, 0.0), BALANCED: (experts, top_k, hidden, args.balance)}
     cases = [(str(path), *variant, steps, seed) for seed in seeds for variant in variants.values()]
     done = side_by_side(train_once, cases, OUTPUTS / "exp_moe", workers=1 if quick else None)
-    results = {name: [done[str(path), *variant, steps, seed] for seed in seeds] for name, variant in variants.items()}
-    curves = {name: [result["curve"] for result in several] for name, several in results.items()}
-    loads = {name: torch.tensor([result["loads"] for result in results[name]]) for name in (PLAIN, BALANCED)}  # (种子数, u, l, e)
+    curves = {name: [done[(str(path), *variant, steps, seed)] for seed in seeds] for name, variant in variants.items()}
 
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # 矩阵都很小；别的程序占着核时，线程互相等，反而慢好几倍
@@ -606,7 +559,7 @@ def main():
     layers = {SMALL: FeedForward(cfg | {"hidden_dim": hidden * top_k}), LARGE: FeedForward(cfg | {"hidden_dim": hidden * experts}), "MoE": MoEFeedForward(cfg)}
     x, estimate = torch.randn(16, 32, d), estimate_params_and_hidden(d, hidden, experts, top_k)
     times = layer_milliseconds(layers, x)
-    print("\n前馈网络　　　　　每层参数　一个词元用到　一层前向（毫秒，中间一半的范围）")
+    print("\n前馈网络　　　　　每层参数　一个词元用到　一层前向几毫秒（中间一半在哪里）")
     for name, layer in layers.items():
         count = sum(p.numel() for p in layer.parameters())
         low, middle, high = times[name]
@@ -619,24 +572,18 @@ def main():
     print(f"\n验证损失（只看前一个字符、数数，是 {bigram:.3f}）　最低的，{len(seeds)} 个种子的平均：")
     print("　".join(f"{name} {statistics.mean(low for _, low in several):.3f}" for name, several in scores.items()))
     print("减去同一个种子的「" + SMALL + "」（± 是 99% 区间的半宽，比它小的差，这个实验看不出）：")
-    differences = [{name: [a[which] - b[which] for a, b in zip(scores[name], scores[SMALL])] for name in (LARGE, PLAIN, BALANCED)} for which in (0, 1)]
-    for title, values in zip(["走到四分之一时", "最低的　　　　"], differences):
-        for name, each in values.items():
-            print(f"  {title}　{name.ljust(9, '　')}{told(each, quick)}")
-    late = {name: load[:, -max(1, steps // 5) :].mean(dim=1).flatten(1) * experts for name, load in loads.items()}  # (种子数, l·e)　最后五分之一的平均
-    busy = {name: load.amax(dim=1).tolist() for name, load in late.items()}
-    for name, load in late.items():
-        print(f"{name}：最忙的专家是平均的 {load.amax(dim=1).mean():.2f} 倍，最闲的 {load.amin(dim=1).mean():.2f} 倍（{len(seeds)} 个种子的平均）")
-    print(f"  最忙的专家，加均衡损失的减去不加的：{told([a - b for a, b in zip(busy[BALANCED], busy[PLAIN])], quick)}")
-    print("第一个种子，最后一层各专家偏爱的字符（加均衡损失的那个模型）：")
-    for expert, text in enumerate(results[BALANCED][0]["favourites"], start=1):
-        print(f"  专家 {expert}　{text}")
+    differences = {}
+    for which, title in enumerate(["走到四分之一时", "最低的　　　　"]):
+        differences[title] = {name: [a[which] - b[which] for a, b in zip(scores[name], scores[SMALL])] for name in (LARGE, PLAIN, BALANCED)}
+        for name, each in differences[title].items():
+            print(f"  {title}　{name.ljust(11, '　')}{told(each, quick)}")
+    print(f"  最低的　　　　　均衡损失，加的减去不加的　{told([a[1] - b[1] for a, b in zip(scores[BALANCED], scores[PLAIN])], quick)}")
 
     book = estimate_params_and_hidden(7168, 14336, 8, 2, match_dense=True)
     print("\n书中的配置（d = 7168，中间 14336 维，8 个专家用 2 个，总参数与密集的相当，bfloat16）：")
     print(f"  密集 {book['dense_params']:,} 个（{book['dense_params'] * 2 / 1e9:.2f} GB）；每个专家中间 {book['moe_hidden_dim']} 维，{book['per_expert_params']:,} 个；路由 {book['router']:,} 个")
     print(f"  MoE 共 {book['moe_total']:,} 个（{book['moe_total'] * 2 / 1e9:.2f} GB），一个词元用到 {book['active']:,} 个（{book['active'] * 2 / 1e9:.2f} GB）")
-    draw(curves, differences, {name: load[0] for name, load in loads.items()}, bigram, quick, OUTPUTS / "moe.png")
+    draw(curves, differences, bigram, quick, OUTPUTS / "moe.png")
     print(f"图片已写到 {OUTPUTS / 'moe.png'}")
 
     print("\n这个数字对吗？")
@@ -648,7 +595,6 @@ def main():
     moe(x).square().sum().backward()
     confirm(f"路由收得到梯度：{moe.gate.weight.grad.norm():.3g}", experts == 1 or moe.gate.weight.grad.norm() > 1e-3, "只在选中的一个之间 softmax，概率永远是 1")
     confirm(f"参数的估算与数出来的相同：{estimate['moe_total']:,} 个", estimate["moe_total"] == sum(p.numel() for p in moe.parameters()), "漏了路由，或 SwiGLU 少数了一个矩阵")
-    confirm("每一步、每一层的负载加起来都是 1", all((load.sum(dim=-1) - 1).abs().max() < 1e-2 for load in loads.values()), "没有除以 词元数 × j")
     with torch.no_grad():
         moe.gate.weight.copy_((torch.arange(experts) < top_k)[:, None] * 9.0)
         moe(torch.ones(1, 8, d))  # 每个词元都挑前 j 个专家

@@ -21,10 +21,14 @@ import time
 
 START = time.perf_counter()  # 从这里开始计时，连导入也算
 
+import os
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):  # 两边都只用一个核，比的才是同一件事；要在导入之前定
+    os.environ.setdefault(name, "1")
+
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -77,10 +81,7 @@ def gpt2_shapes(d, layers, vocab=50257, context=1024):
     """GPT-2 的权重文件里应有的名字和形状。
 
     参数:
-        d (int): 嵌入维度
-        layers (int): 层数
-        vocab (int): 词表大小
-        context (int): 上下文长度
+        d, layers, vocab, context (int): 嵌入维度、层数、词表大小、上下文长度
 
     返回:
         dict: 名字 → 形状；权重是（输入，输出），算 x @ w + b，与 nn.Linear 正好转置
@@ -120,8 +121,7 @@ def write_random_weights(path, d, layers):
 
     参数:
         path (Path): 写到哪里
-        d (int): 嵌入维度
-        layers (int): 层数
+        d, layers (int): 嵌入维度、层数
     """
     shapes, random, header, end = gpt2_shapes(d, layers), np.random.default_rng(123), {}, 0
     for name, shape in shapes.items():
@@ -141,8 +141,7 @@ def layer_norm(x, scale, shift):
 
     参数:
         x (ndarray): (t, d)
-        scale (ndarray): (d,)
-        shift (ndarray): (d,)
+        scale, shift (ndarray): 都是 (d,)
 
     返回:
         ndarray: (t, d)
@@ -152,14 +151,7 @@ def layer_norm(x, scale, shift):
 
 
 def gelu(x):
-    """GELU 激活函数，GPT-2 用的 tanh 近似。
-
-    参数:
-        x (ndarray): 任意形状
-
-    返回:
-        ndarray: 与 x 同形
-    """
+    """GELU 激活函数，GPT-2 用的 tanh 近似；任意形状，一个数一个数地算。"""
     # x * x * x 而不是 x**3：NumPy 的乘方要慢十几倍。
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
@@ -169,8 +161,7 @@ class NumpyGPT:
 
     参数:
         weights (dict): 名字 → 数组
-        d (int): 嵌入维度
-        layers (int): 层数
+        d, layers (int): 嵌入维度、层数
     """
 
     def __init__(self, weights, d, layers):
@@ -182,18 +173,8 @@ class NumpyGPT:
         self.length = 0  # 缓存里已经有几个词元
 
     def linear(self, x, name):
-        """线性层：x @ w + b。全部时间几乎都花在这里。
-
-        参数:
-            x (ndarray): t 行，每行一个词元
-            name (str): 哪一层，如 "h.0.mlp.c_fc"；"wte" 是输出层，与词嵌入共用一份权重
-
-        返回:
-            ndarray: t 行，列数是这一层的输出维度
-        """
-        if name == "wte":
-            return x @ self.weights["wte.weight"].T  # (t, V)
-        return x @ self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]  # (t, …)
+        """线性层：t 行的 x 乘权重，加偏置；全部时间几乎都花在这里。"wte" 是输出层，与词嵌入共用一份权重，没有偏置。"""
+        return x @ self.weights["wte.weight"].T if name == "wte" else x @ self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]  # (t, …)
 
     def forward(self, ids):
         """前向传播。
@@ -327,7 +308,7 @@ def numpy_part():
     print(f"打开文件 {stages['打开文件'] * 1000:.0f} 毫秒，第一个词元 {seconds[0] * 1000:.0f} 毫秒（提示词 {len(ids)} 个）；从脚本第一行算起共 {sum(stages.values()):.2f} 秒")
     print(f"之后每秒 {1 / np.median(seconds[1:]):.1f} 个词元")
     print(f"文本　{tokenizer.decode(ids + new)!r}")
-    return {"weights": weights, "d": d, "layers": layers, "ids": ids, "new": new, "logits": logits, "stages": stages, "torch": "torch" in sys.modules}
+    return {"weights": weights, "d": d, "layers": layers, "ids": ids, "new": new, "logits": logits, "stages": stages, "torch": "torch" in sys.modules, "quick": args.quick}
 
 
 if __name__ == "__main__":
@@ -340,6 +321,10 @@ import torch
 import torch.nn as nn
 
 IMPORT_SECONDS = time.perf_counter() - IMPORT_START
+
+import statistics  # 这两个只为量快慢，不算在导入的时间里
+
+from tqdm import tqdm
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -478,13 +463,40 @@ class GPTModel(nn.Module):
 # endregion
 
 
+# region 沿用 ch04/experiments/exp_kv_cache.py: in_turn, compare, speeds
+def in_turn(jobs, rounds, title="轮流量"):
+    """几件事轮流做，每轮换一个先后：别的程序抢 CPU 时大家一起慢，相除就抵消了。（详解见 ch04/experiments/exp_kv_cache.py）"""
+    names, seconds = list(jobs), {name: [] for name in jobs}
+    for i in tqdm(range(rounds), desc=title, unit="轮", leave=False):
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            jobs[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compare(before, after):
+    """后一个比前一个快几倍，看不看得清：同一轮的两次相除，一半的比值都在 1 的同一边，才算看得清。（详解见 ch04/experiments/exp_kv_cache.py）"""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(before, after)], n=4)
+    clear = not low <= 1 <= high and abs(middle - 1) > 0.03
+    return middle, ("更快" if middle > 1 else "更慢") if clear else "分不出"
+
+
+def speeds(seconds):
+    """每秒几次，从慢到快三个数：四分之一、一半、四分之三的位置。（详解见 ch04/experiments/exp_kv_cache.py）"""
+    return [1 / value for value in reversed(statistics.quantiles(seconds, n=4))]
+
+
+# endregion
+
+
 def torch_model(weights, d, layers):
     """gpt.py 的 GPTModel，装上同一份权重。
 
     参数:
         weights (dict): 名字 → 数组
-        d (int): 嵌入维度
-        layers (int): 层数
+        d, layers (int): 嵌入维度、层数
 
     返回:
         GPTModel: 评估模式的模型
@@ -512,40 +524,28 @@ class TorchLinearGPT(NumpyGPT):
 
     参数:
         weights (dict): 名字 → 数组
-        d (int): 嵌入维度
-        layers (int): 层数
+        d, layers (int): 嵌入维度、层数
     """
 
     def __init__(self, weights, d, layers):
         super().__init__(weights, d, layers)
         # 转置、复制一遍，摆成 nn.Linear 的样子；词嵌入本来就是这样摆的。
-        names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight") and name.startswith("h.") and ".ln_" not in name]
-        self.tensors = {}
-        for name in names:
-            weight, bias = np.array(weights[f"{name}.weight"].T, order="C"), np.array(weights[f"{name}.bias"])
-            self.tensors[name] = torch.from_numpy(weight), torch.from_numpy(bias)
-        self.tensors["wte"] = (torch.from_numpy(np.array(weights["wte.weight"])), None)
+        self.tensors = {"wte": (torch.from_numpy(np.array(weights["wte.weight"])), None)}
+        for name in [name.removesuffix(".weight") for name in weights if name.startswith("h.") and name.endswith(".weight") and ".ln_" not in name]:
+            self.tensors[name] = torch.from_numpy(np.array(weights[f"{name}.weight"].T, order="C")), torch.from_numpy(np.array(weights[f"{name}.bias"]))
 
+    @torch.no_grad()
     def linear(self, x, name):
-        """线性层，用 torch 的 F.linear。
-
-        参数:
-            x (ndarray): t 行，每行一个词元
-            name (str): 哪一层
-
-        返回:
-            ndarray: t 行，列数是这一层的输出维度
-        """
-        with torch.no_grad():
-            return nn.functional.linear(torch.from_numpy(np.asarray(x, np.float32)), *self.tensors[name]).numpy()
+        """线性层，用 torch 的 F.linear。"""
+        return nn.functional.linear(torch.from_numpy(np.asarray(x, np.float32)), *self.tensors[name]).numpy()
 
 
-def draw(paths, speeds, path):
-    """画到第一个词元为止的时间，和之后的速度。
+def draw(paths, seconds, path):
+    """左图：到第一个词元为止的时间；右图：之后的速度，短线是四分位。
 
     参数:
         paths (dict): 哪条路 → 各个阶段的秒数（阶段名 → 秒）
-        speeds (dict): 谁做矩阵乘法 → 词元/秒
+        seconds (dict): 谁做矩阵乘法 → 每个词元的秒数
         path (Path): 图片写到哪里
     """
     import matplotlib.pyplot as plt  # 放在文件开头，就会算进"到第一个词元"的时间
@@ -555,21 +555,21 @@ def draw(paths, speeds, path):
     colors = {"导入": "tab:gray", "分词器": "tab:olive", "打开文件": "tab:cyan", "第一个词元": "tab:blue", "建模型、装权重": "tab:orange"}
     for row, stages in enumerate(paths.values()):
         begin = 0
-        for name, seconds in stages.items():
-            left.barh(row, seconds, left=begin, color=colors[name])
-            begin += seconds
+        for name, value in stages.items():
+            left.barh(row, value, left=begin, color=colors[name])
+            begin += value
         left.text(begin, row, f" {begin:.2f}", va="center")
+    left.set(title="到第一个词元，几秒")
     left.set_yticks(range(len(paths)), paths)
     left.margins(x=0.15)
     left.invert_yaxis()
-    used = dict.fromkeys(name for stages in paths.values() for name in stages)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colors[name]) for name in used]
-    figure.legend(handles, list(used), loc="outside lower center", ncols=5, fontsize=8)
-    left.set_title("到第一个词元，几秒", fontsize=10)
-    bars = right.bar(list(speeds), list(speeds.values()), color=["tab:blue", "tab:orange"], width=0.6)
-    right.bar_label(bars, fmt="%.1f")
-    right.margins(y=0.12)
-    right.set_title("之后每秒几个词元：谁做矩阵乘法", fontsize=10)
+    figure.legend([plt.Rectangle((0, 0), 1, 1, color=color) for color in colors.values()], list(colors), loc="outside lower center", ncols=5, fontsize=8)
+    for column, values in enumerate(seconds.values()):
+        low, middle, high = speeds(values)
+        right.errorbar(column, middle, [[middle - low], [high - middle]], marker="o", capsize=5)
+        right.annotate(f"{middle:.1f}", (column, middle), xytext=(8, 0), textcoords="offset points", va="center")
+    right.set(xlim=(-0.6, 1.6), ylim=(0, None), title="之后每秒几个词元：谁做矩阵乘法")
+    right.set_xticks(range(len(seconds)), seconds)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -593,32 +593,26 @@ def main(result):
     difference, scale = np.abs(expected - result["logits"]).max(), np.abs(expected).max()
     del model
 
-    # 两个轮流各跑几遍，取中位数：这段时间机器忙不忙，对两边一样。
-    speeds, agreed, contestants = {"NumPy": [], "torch": []}, True, {"NumPy": NumpyGPT(weights, d, layers), "torch": TorchLinearGPT(weights, d, layers)}
-    for _ in range(4):
-        for name, gpt in contestants.items():
-            gpt.length = 0  # 清空缓存
-            tokens, logits, seconds = generate(gpt, ids, min(24, len(new)))
-            agreed = agreed and np.abs(logits[0] - result["logits"][0]).max() <= 1e-4 * scale
-            speeds[name] += seconds[1:]
-    speeds = {name: float(1 / np.median(seconds)) for name, seconds in speeds.items()}
+    # 两个轮流走，各走一步就换：这段时间机器忙不忙，对两边一样。
+    contestants = {"NumPy": NumpyGPT(weights, d, layers), "torch": TorchLinearGPT(weights, d, layers)}
+    agreed = all(np.abs(gpt.forward(ids)[-1] - result["logits"][0]).max() <= 1e-4 * scale for gpt in contestants.values())
+    seconds = in_turn({name: (lambda gpt=gpt: gpt.forward(new[:1])) for name, gpt in contestants.items()}, len(new))
     stages = result["stages"]
     slow = {"导入": stages["导入"] + IMPORT_SECONDS, "分词器": stages["分词器"], "建模型、装权重": built - begin, "第一个词元": first - built}
-    print(f"\n到第一个词元：NumPy {sum(stages.values()):.2f} 秒；PyTorch {sum(slow.values()):.2f} 秒，其中导入 {slow['导入']:.2f} 秒、建模型和装权重 {slow['建模型、装权重']:.2f} 秒")
-    print(f"之后（轮流跑、取中位数）：矩阵乘法用 NumPy {speeds['NumPy']:.1f} 词元/秒，用 torch 的 F.linear {speeds['torch']:.1f} 词元/秒")
-    draw({"NumPy": stages, "PyTorch": slow}, speeds, OUTPUTS / "numpy_gpt.png")
+    print(f"\n之后（轮流跑、取中位数）：矩阵乘法用 NumPy {speeds(seconds['NumPy'])[1]:.1f} 词元/秒，用 torch 的 F.linear {speeds(seconds['torch'])[1]:.1f} 词元/秒")
+    draw({"NumPy": stages, "PyTorch": slow}, seconds, OUTPUTS / "numpy_gpt.png")
     print(f"图片已写到 {OUTPUTS / 'numpy_gpt.png'}")
 
-    ratio, bytes_read = speeds["NumPy"] / speeds["torch"], 4 * (layers * 12 * d * d + len(weights["wte.weight"]) * d)
+    (ratio, word), bytes_read = compare(seconds["torch"], seconds["NumPy"]), 4 * (layers * 12 * d * d + len(weights["wte.weight"]) * d)
     print("\n所以（都是这一次量的）：")
-    print(f"  NumPy 的第一个词元比 PyTorch 早 {sum(slow.values()) - sum(stages.values()):.2f} 秒：省的是导入和建模型，不是计算。")
-    print(f"  之后的速度，NumPy 是 torch 的 {ratio:.2f} 倍" + ("：一次只算一个词元时，快慢看谁读权重读得快，与框架的名气无关。" if ratio > 1.05 else "。" if ratio > 0.95 else "：torch 的矩阵乘法在这台机器上更快。"))
-    print(f"  每个词元都要把 {bytes_read / 2**20:.0f} MB 权重从头读一遍：NumPy 每秒读 {bytes_read * speeds['NumPy'] / 1e9:.1f} GB。怎样更快，见 exp_fast_decode.py。")
+    print(f"  到第一个词元，NumPy {sum(stages.values()):.2f} 秒，PyTorch {sum(slow.values()):.2f} 秒：后者导入和建模型多用 {slow['导入'] - stages['导入'] + slow['建模型、装权重']:.2f} 秒，算第一个词元 {stages['第一个词元']:.2f} 秒对 {slow['第一个词元']:.2f} 秒。")
+    print(f"  之后的速度，NumPy 是 torch 的 {ratio:.2f} 倍" + ("（--quick 模型太小：看流程，不下结论）。" if result["quick"] else f"，{word}。"))
+    print(f"  每个词元都要把 {bytes_read / 2**20:.0f} MB 权重从头读一遍：NumPy 每秒读 {bytes_read * speeds(seconds['NumPy'])[1] / 1e9:.1f} GB。怎样更快，见 exp_fast_decode.py。")
 
     print("\n这个数字对吗？")
     confirm("第一个词元出来时，PyTorch 还没有导入", not result["torch"], "前面哪里导入了 torch")
     confirm(f"{len(new)} 步的 logits 都与 gpt.py 相同（最多差 {difference:.1e}，logits 最大 {scale:.1f}）", difference < 1e-4 * scale, "掩码、转置、GELU 或位置有一处不同")
-    best = expected[np.arange(len(new)), new] >= expected.max(axis=-1) - 2e-4 * scale
+    best = expected[np.arange(len(new)), new] >= expected.max(axis=-1) - 2e-4 * scale  # (n,)
     confirm(f"{len(new)} 个词元，每个都是 gpt.py 认为分数最高的（或与最高的打平）", bool(best.all()), "缓存里的键和值错了位")
     confirm("换成 torch 的矩阵乘法，logits 也相同", bool(agreed), "权重没有转置")
 

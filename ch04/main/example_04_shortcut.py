@@ -143,7 +143,7 @@ confirm("两个网络的权重逐位相同，只差那个加号", same, "第二�
 
 # %% 动手改
 # 1. 把第二个 torch.manual_seed(123) 删掉：有残差的 5 个数全变了，还能与没有残差的比较吗？
-# 2. 把 ExampleDeepNeuralNetwork 里的 GELU() 换成 nn.Sigmoid()：没有残差时，首尾两层的梯度从相差 25 倍变成 3000 倍。
+# 2. 把 ExampleDeepNeuralNetwork 里的 GELU() 换成 nn.Sigmoid()：没有残差时，首尾两层的梯度从相差 25 倍变成 3100 倍。
 #    sigmoid 的斜率最大才 0.25，连乘四次是多少？
 # 3. 把 x = x + layer_output 改成 x = x + 0.1 * layer_output：梯度还消失吗？
 # 叠到 10 层、64 层会怎样：ch04/experiments/exp_shortcut_gradients.py。

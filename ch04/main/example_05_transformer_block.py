@@ -246,5 +246,5 @@ confirm("前馈网络不在词元之间传递信息", alone, "前馈网络里混
 
 # %% 动手改
 # 1. 把 torch.rand(2, 4, 768) 改成 torch.rand(2, 4, 768) * 100：norm1 之后的长度变吗？att 的修改量相对主路呢？
-# 2. 把慢动作里 block.att(normed_1) 的 normed_1 换成 x（跳过 norm1）：att 的输出小了两成，也与 block(x) 对不上了。
+# 2. 把慢动作里 block.att(normed_1) 的 normed_1 换成 x（跳过 norm1）：att 的输出小了两成多，也与 block(x) 对不上了。
 # 3. 再接一块：second = TransformerBlock(GPT_CONFIG_124M)，看 second(block(x)) 的形状，这就是 4.6 节要做的事。

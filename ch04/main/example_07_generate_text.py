@@ -297,4 +297,4 @@ if START_CONTEXT == "Hello, I am" and MAX_NEW_TOKENS == 6:
 # 2. 把 START_CONTEXT 换成别的句子，中文也行：一个词是几个词元？写出来的还是胡话吗？
 # 3. 把 context_size=GPT_CONFIG_124M["context_length"] 改成 context_size=2：每次只看最近 2 个词元，第 1 个新词元还是
 #    27018 吗？（三条自查会变成 ✗：它们都是看着整句话算的）
-# 4. 把 generate_text_simple 里的 logits[:, -1, :] 改成 logits[:, 0, :]：它接的是谁的下一个？哪一条自查发现了？
+# 4. 把 generate_text_simple 里的 logits[:, -1, :] 改成 logits[:, 0, :]：它接的是谁的下一个？哪两条自查发现了？

@@ -44,7 +44,8 @@ def find_data(*names):
 
 # endregion
 
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch06" for folder in here.parents if (folder / "ch06").is_dir()), Path()) / "outputs"
 
 # %% 找到短信文件
 # 书上从 UCI 网站下载，那里停过好几次。这里先找原书的文件（python setup/download.py sms-spam），没有就用自带的。

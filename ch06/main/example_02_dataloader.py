@@ -97,7 +97,8 @@ def to_csv(rows, csv_file):
 
 # endregion
 
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch06" for folder in here.parents if (folder / "ch06").is_dir()), Path()) / "outputs"
 
 # %% 接着 6.2 节：三个 CSV
 path = find_data("SMSSpamCollection.tsv", "messages.tsv")

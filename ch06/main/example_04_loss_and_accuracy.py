@@ -274,7 +274,8 @@ def add_classification_head(model, num_classes=2):
 
 # endregion
 
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch06" for folder in here.parents if (folder / "ch06").is_dir()), Path()) / "outputs"
 
 # %% 接着前几节：三个数据加载器
 path = find_data("SMSSpamCollection.tsv", "messages.tsv")

@@ -311,7 +311,8 @@ def calc_loss_loader(data_loader, model, device, num_batches=None):
 
 # endregion
 
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch06" for folder in here.parents if (folder / "ch06").is_dir()), Path()) / "outputs"
 
 # %% 接着前几节：三个数据加载器
 path = find_data("SMSSpamCollection.tsv", "messages.tsv")

@@ -187,7 +187,8 @@ def find_data(*names):
 # endregion
 
 os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch06" for folder in here.parents if (folder / "ch06").is_dir()), Path()) / "outputs"
 
 # %% 接着 6.7 节：读回微调好的分类器
 if not (OUTPUTS / CLASSIFIER).exists():

@@ -38,7 +38,8 @@ LEARNING_RATE, NUM_EPOCHS, BATCH_SIZE = 1e-3, 1, 4
 EVAL_FREQ, EVAL_ITER = 30, 5  # 每 30 步评估一次，训练集、验证集各看 5 批
 DEVICE = torch.device("cpu")  # 有 GPU 可以改成 "mps" 或 "cuda"
 URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/instruction-data.json"
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch07" for folder in here.parents if (folder / "ch07").is_dir()), Path()) / "outputs"
 
 
 # region 沿用 ch07/main: download_and_load_file, format_input, InstructionDataset, custom_collate_fn

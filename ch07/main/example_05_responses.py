@@ -29,7 +29,8 @@ MODELS = ["gpt-mini-sft.pth", "example-sft.pth"]  # 用哪个微调好的：总�
 MAX_NEW_TOKENS = 64  # 书上是 256；自带的数据答案都是短短一句，够用了
 DEVICE = torch.device("cpu")  # 有 GPU 可以改成 "mps" 或 "cuda"
 URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/instruction-data.json"
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch07" for folder in here.parents if (folder / "ch07").is_dir()), Path()) / "outputs"
 
 
 # region 沿用 ch07/main: download_and_load_file, format_input

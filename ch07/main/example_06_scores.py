@@ -23,7 +23,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 # 改这里
-OUTPUTS = Path(__file__ if "__file__" in globals() else "x").resolve().parents[1] / "outputs"  # 笔记本里没有 __file__
+here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本里没有 __file__，就从当前文件夹往上找
+OUTPUTS = next((folder / "ch07" for folder in here.parents if (folder / "ch07").is_dir()), Path()) / "outputs"
 RESPONSES = OUTPUTS / "instruction-data-with-response.json"  # 也可以换成原书公开的那一份：110 条 355M 的回答
 MODEL = "llama3"  # 裁判，先 ollama pull llama3（约 4.7 GB）；内存小就用 "phi3"
 URL = "http://localhost:11434/api/chat"  # Ollama 的默认地址；它只在本机上听，数据不会传到网上
