@@ -137,8 +137,31 @@ def pca(vectors):
     return centered @ directions[:2].T, kept.item()  # (V, 2)
 
 
+def spread_labels(points, width=25, height=13):
+    """给每个点的文字找一个不遮住别人的位置：从近到远、绕着点试一圈圈的位置，取第一个不碰别的文字、也不碰任何一个点的。
+
+    参数:
+        points (Tensor): 点的位置，单位是磅，(V, 2)
+        width (int): 文字的宽，磅
+        height (int): 文字的高，磅
+
+    返回:
+        Tensor: 文字中心的位置，(V, 2)
+    """
+    box, placed = torch.tensor([width, height]), []
+    turns = 2 * math.pi * torch.arange(16) / 16
+    rings = torch.cat([distance * torch.stack([turns.cos(), turns.sin()], dim=-1) for distance in range(12, 120, 6)])  # (18 × 16, 2)
+    for point in points:
+        for place in point + rings:
+            hits_dot = ((place - points).abs() < box / 2 + 2).all(dim=-1).any()
+            if not hits_dot and all((place - other).abs().ge(box).any() for other in placed):
+                break
+        placed.append(place)  # 都碰的话，就放在最远的一处
+    return torch.stack(placed)  # (V, 2)
+
+
 def draw(maps, words, labels, path):
-    """画训练前后的两张地图，一类一种颜色。
+    """画训练前后的两张地图，一类一种颜色；文字与点之间连一条细线。
 
     参数:
         maps (dict): 标题 → 嵌入 (V, d)
@@ -146,26 +169,28 @@ def draw(maps, words, labels, path):
         labels (list[str]): 每个词的类
         path (Path): 图片写到哪里
     """
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 6.4), layout="constrained")
+    groups = list(dict.fromkeys(labels))
     for axis, (title, vectors) in zip(axes, maps.items()):
         points, kept = pca(vectors)
-        for color, group in enumerate(dict.fromkeys(labels)):
+        points = points / (points.amax(dim=0) - points.amin(dim=0)) * torch.tensor([330.0, 300.0])  # (V, 2)　换成磅，与文字的大小同一个单位
+        places = spread_labels(points)
+        for i, word in enumerate(words):
+            color = f"C{groups.index(labels[i])}"
+            axis.plot(*zip(points[i].tolist(), places[i].tolist()), color=color, linewidth=0.5, alpha=0.6)
+            axis.text(*places[i].tolist(), word, ha="center", va="center", color=color, fontsize=9)
+        for group in groups:
             rows = [i for i, label in enumerate(labels) if label == group]
-            axis.scatter(points[rows, 0], points[rows, 1], color=f"C{color}", s=18, label=group)
-            # 同类的点会挤在一起：文字按方位均匀地摆在点的四周，少遮住一些。
-            center = points[rows].mean(dim=0)
-            around = sorted(rows, key=lambda i, points=points, center=center: math.atan2(points[i, 1] - center[1], points[i, 0] - center[0]))
-            for turn, i in enumerate(around):
-                angle = 2 * math.pi * turn / len(around) - math.pi
-                place = (20 * math.cos(angle), 13 * math.sin(angle))
-                axis.annotate(words[i], points[i].tolist(), place, textcoords="offset points", ha="center", va="center", color=f"C{color}", fontsize=9)
+            axis.scatter(points[rows, 0], points[rows, 1], color=f"C{groups.index(group)}", s=16, label=group, zorder=3)
         share, _ = neighbours(vectors, labels)
         axis.set_title(f"{title}　最近邻同类 {share:.0%}（两个方向占方差 {kept:.0%}）")
-        axis.set(xticks=[], yticks=[])
-        axis.margins(0.12)
+        edges = torch.cat([points, places])  # (2V, 2)
+        (left, low), (right, high) = edges.amin(dim=0).tolist(), edges.amax(dim=0).tolist()
+        middle = ((left + right) / 2, (low + high) / 2)
+        axis.set(xticks=[], yticks=[], xlim=(min(left - 20, middle[0] - 220), max(right + 20, middle[0] + 220)), ylim=(min(low - 12, middle[1] - 200), max(high + 12, middle[1] + 200)))
     axes[0].legend(fontsize=9, loc="best")
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 

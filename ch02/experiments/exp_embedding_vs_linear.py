@@ -11,7 +11,7 @@
 运行：
     python ch02/experiments/exp_embedding_vs_linear.py            # 图片写到 ch02/outputs/
     python ch02/experiments/exp_embedding_vs_linear.py --dim 64
-    约 N 秒，N GB（2 核 CPU）
+    约 15 秒，1.4 GB（2 核 CPU）
 
 形状记号：n 词元数　d 嵌入维度　V 词表大小
 """

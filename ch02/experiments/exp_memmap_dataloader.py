@@ -11,7 +11,7 @@
 运行：
     python ch02/experiments/exp_memmap_dataloader.py                        # 图片写到 ch02/outputs/
     python ch02/experiments/exp_memmap_dataloader.py --text 我的文章.txt    # 先试试自己的文本
-    约 N 秒，N GB，临时占 0.4 GB 磁盘（2 核 CPU）
+    约 20 秒，1.0 GB，临时占 0.4 GB 磁盘（2 核 CPU）
 
 形状记号：b 批大小　t 窗口长度，也就是 max_length　n 样本数
 """

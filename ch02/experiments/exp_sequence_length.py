@@ -11,7 +11,7 @@
 运行：
     python ch02/experiments/exp_sequence_length.py            # 图片写到 ch02/outputs/
     python ch02/experiments/exp_sequence_length.py --heads 8
-    约 N 秒，N GB（2 核 CPU）
+    约 10 秒，0.7 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """

@@ -14,19 +14,17 @@
 """
 
 import argparse
-import heapq
-import json
+import math
 import os
 import re
 import sys
 import textwrap
 import unicodedata
 from collections import Counter, defaultdict
-from itertools import chain
-from operator import add
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import regex
 import tiktoken
 import zhplot  # noqa: F401　导入它，图上就能写中文
 
@@ -38,29 +36,11 @@ SENTENCES = {
 }
 
 
-# region 沿用 ch02/experiments/exp_bpe_from_scratch.py: END, ODD_NUMBERS, ODD, SPACE, PATTERN, PIECE, PIECE_EXACT, WORD, VISIBLE, BYTE_OF_ID, SPELLING, ID_OF_BYTE, split_word, count_pieces, to_chars, learn_merges, IdCache, BPETokenizerSimple
+# region 沿用 ch02/experiments/exp_bpe_from_scratch.py: END, PIECE, VISIBLE, BYTE_OF_ID, SPELLING, ID_OF_BYTE, count_pieces, to_ids, replace_pair, learn_merges, BPETokenizerSimple
 END = "<|endoftext|>"
 
 
-ODD_NUMBERS = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) in ("Nl", "No"))
-
-
-ODD = frozenset(ODD_NUMBERS)
-
-
-SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-
-
-PATTERN = rf"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_%s]+| ?[\d%s]+| ?(?:[^{SPACE}\w]|_)+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
-
-
-PIECE = re.compile(PATTERN % ("", ""))
-
-
-PIECE_EXACT = re.compile(PATTERN % (ODD_NUMBERS, ODD_NUMBERS))
-
-
-WORD = re.compile(rf" ?[^{SPACE}]+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+")
+PIECE = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 
 VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
@@ -75,142 +55,96 @@ SPELLING = [chr(byte) for byte in VISIBLE] + [chr(256 + i) for i in range(256 - 
 ID_OF_BYTE = bytes.maketrans(BYTE_OF_ID, bytes(range(256)))
 
 
-def split_word(word):
-    """一个词 → 片段，与 GPT-2 的切法相同。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
-    return (PIECE if word.isascii() or ODD.isdisjoint(word) else PIECE_EXACT).findall(word)
-
-
 def count_pieces(text):
-    """数一数每种片段出现几次：训练只需要这些次数，不需要原文。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
-    pieces = defaultdict(int)
-    for word, times in Counter(WORD.findall(text)).items():
-        for piece in split_word(word):
-            pieces[piece] += times
-    return pieces
+    """数一数每种片段出现几次：训练只需要这些次数，不需要原文。片段 → 次数，按第一次出现的先后。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    return Counter(PIECE.findall(text))
 
 
-def to_chars(piece):
-    """片段 → 字符串，每个字符的码位就是一个编号：于是"找一对、换掉"可以用 str.split 和 join，它们是 C 写的。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
-    return piece.encode("utf-8").translate(ID_OF_BYTE).decode("latin-1")
+def to_ids(piece):
+    """片段 → 编号：每个字节一个。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    return list(piece.encode("utf-8").translate(ID_OF_BYTE))
 
 
-def learn_merges(pieces, num_merges, heap=True):
-    """训练，快速版：结果与朴素版逐个相同。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
-    words, times = [to_chars(piece) for piece in pieces], list(pieces.values())
-    counts = defaultdict(int)
-    where = defaultdict(list)
-    for i, word in enumerate(words):
-        for pair in map(add, word, word[1:]):
-            counts[pair] += times[i]
-            where[pair].append(i)
-    queue = [(-count, pair) for pair, count in counts.items()]
-    heapq.heapify(queue)
+def replace_pair(ids, pair, new_id):
+    """把一串编号里的这一对，从左到右都换成新编号。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    replaced, i = [], 0
+    while i < len(ids):
+        if tuple(ids[i : i + 2]) == pair:
+            replaced.append(new_id)
+            i += 2
+        else:
+            replaced.append(ids[i])
+            i += 1
+    return replaced
+
+
+def learn_merges(sequences, num_merges):
+    """训练，结果与朴素版逐个相同，快几十倍：次数只数一遍，以后每次合并，只改含有这一对的片段。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    words = list(sequences)
+    counts, where = Counter(), defaultdict(set)
+    for i, (ids, times) in enumerate(words):
+        for each in zip(ids, ids[1:]):
+            counts[each] += times
+            where[each].add(i)
     merges = []
     while counts and len(merges) < num_merges:
-        if heap:
-            count, pair = heapq.heappop(queue)
-            if counts.get(pair) != -count:
-                continue
-        else:
-            pair = min(counts, key=lambda pair: (-counts[pair], pair))
-        left, right = pair
-        merges.append((ord(left), ord(right)))
-        new = chr(255 + len(merges))
-        delta = defaultdict(int)
-        for i in set(where.pop(pair)):
-            n = times[i]
-            parts = words[i].split(pair)
-            for j in range(len(parts) - 1):
-                before, after = parts[j][-1:], parts[j + 1][:1]
-                if before or j:
-                    delta[(before or right) + left] -= n
-                    fresh = (before or new) + new
-                    delta[fresh] += n
-                    where[fresh].append(i)
-                if after:
-                    delta[right + after] -= n
-                    fresh = new + after
-                    delta[fresh] += n
-                    where[fresh].append(i)
-            words[i] = new.join(parts)
-        delta.pop(pair, None)
-        del counts[pair]
-        for pair, change in delta.items():
-            counts[pair] += change
-            if counts[pair] > 0:
-                heapq.heappush(queue, (-counts[pair], pair))
-            else:
-                del counts[pair]
+        pair = min(counts, key=lambda pair: (-counts[pair], pair))
+        new_id = 256 + len(merges)
+        for i in where.pop(pair):
+            ids, times = words[i]
+            for each in zip(ids, ids[1:]):
+                counts[each] -= times
+                if counts[each] <= 0:
+                    del counts[each]
+            ids = replace_pair(ids, pair, new_id)
+            for each in zip(ids, ids[1:]):
+                counts[each] += times
+                where[each].add(i)
+            words[i] = ids, times
+        merges.append(pair)
     return merges
 
 
-class IdCache(dict):
-    """词 → 编号的缓存：查得到就是一次字典查找，查不到才分词。文本里的词大多是重复的，所以越往后越快。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
-
-    def __init__(self, tokenize):
-        super().__init__()
-        self.tokenize = tokenize
-
-    def __missing__(self, word):
-        pieces = split_word(word)
-        ids = self.tokenize(word) if len(pieces) == 1 else tuple(chain.from_iterable(map(self.__getitem__, pieces)))
-        if len(self) < 500_000:
-            self[word] = ids
-        return ids
-
-
 class BPETokenizerSimple:
-    """字节级 BPE 分词器，方法名与原书附带材料相同；读入 OpenAI 的词表后，编号与 tiktoken 的 gpt2 相同。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
+    """字节级 BPE 分词器，方法名与原书附带材料相同。（详解见 ch02/experiments/exp_bpe_from_scratch.py）"""
 
-    def __init__(self):
-        self._set_merges([], [])
-
-    def _set_merges(self, merges, specials):
+    def __init__(self, merges=(), specials=()):
         self.bpe_merges = {pair: 256 + i for i, pair in enumerate(merges)}
         spelled, self._bytes = list(SPELLING), [bytes([byte]) for byte in BYTE_OF_ID]
-        for left, right in merges:
+        for left, right in self.bpe_merges:
             spelled.append(spelled[left] + spelled[right])
             self._bytes.append(self._bytes[left] + self._bytes[right])
         self._bytes += [special.encode("utf-8") for special in specials]
-        self.vocab = dict(enumerate(spelled + specials))
-        self.inverse_vocab = {token: i for i, token in self.vocab.items()}
+        self.vocab = dict(enumerate([*spelled, *specials]))
         self.special_tokens = {special: len(spelled) + i for i, special in enumerate(specials)}
-        self._merged = {chr(left) + chr(right): chr(new_id) for (left, right), new_id in self.bpe_merges.items()}
-        self._parts = {new: pair for pair, new in self._merged.items()}
-        self._whole = {token.translate(ID_OF_BYTE).decode("latin-1"): (i,) for i, token in enumerate(self._bytes[: len(spelled)])}
-        self._cache = IdCache(self.tokenize_with_bpe)
+        self._cache = {}
 
     def train(self, text, vocab_size, allowed_special=(END,)):
         specials = sorted(allowed_special)
         num_merges = vocab_size - 256 - len(specials)
         if num_merges < 0:
             raise ValueError(f"词表大小至少是 {256 + len(specials)}（256 个字节和 {len(specials)} 个特殊词元），不能是 {vocab_size}")
-        pieces = defaultdict(int)
+        pieces = Counter()
         for part in re.split("|".join(map(re.escape, specials)), text) if specials else [text]:
-            for piece, times in count_pieces(part).items():
-                pieces[piece] += times
-        self._set_merges(learn_merges(pieces, num_merges), specials)
+            pieces += count_pieces(part)
+        self.__init__(self.learn(pieces, num_merges), specials)
 
-    def encode(self, text, allowed_special=None):
-        if not allowed_special:
-            return list(chain.from_iterable(map(self._cache.__getitem__, WORD.findall(text))))
-        refused = [special for special in self.special_tokens if special in text and special not in allowed_special]
-        if refused:
-            raise ValueError(f"文本里有不允许的特殊词元 {refused}：把它加进 allowed_special，或者不给 allowed_special，当普通文字")
-        ids = []
-        for part in re.split(f"({'|'.join(map(re.escape, self.special_tokens))})", text) if self.special_tokens else [text]:
-            ids += [self.special_tokens[part]] if part in self.special_tokens else self.encode(part)
-        return ids
+    def learn(self, pieces, num_merges):
+        return learn_merges([(to_ids(piece), times) for piece, times in pieces.items()], num_merges)
+
+    def encode(self, text):
+        return [i for piece in PIECE.findall(text) for i in self.tokenize_with_bpe(piece)]
 
     def tokenize_with_bpe(self, piece):
-        word = to_chars(piece)
-        if word in self._whole:
-            return self._whole[word]
-        while True:
-            new = min(filter(None, map(self._merged.get, map(add, word, word[1:]))), default=None)
-            if new is None:
-                return tuple(map(ord, word))
-            word = word.replace(self._parts[new], new)
+        if piece not in self._cache:
+            ids = to_ids(piece)
+            while len(ids) > 1:
+                pair = min(zip(ids, ids[1:]), key=lambda pair: self.bpe_merges.get(pair, math.inf))
+                if pair not in self.bpe_merges:
+                    break
+                ids = replace_pair(ids, pair, self.bpe_merges[pair])
+            self._cache[piece] = ids
+        return self._cache[piece]
 
     def decode(self, token_ids):
         token_ids = list(token_ids)
@@ -218,27 +152,6 @@ class BPETokenizerSimple:
         if wrong:
             raise ValueError(f"编号 {wrong[0]} 不在词表里，词表是 0 到 {len(self._bytes) - 1}")
         return b"".join(self._bytes[i] for i in token_ids).decode("utf-8", errors="replace")
-
-    def save_vocab_and_merges(self, vocab_path, bpe_merges_path):
-        lines = ["#version: 0.2", *(f"{self.vocab[left]} {self.vocab[right]}" for left, right in self.bpe_merges), ""]
-        for path, content in ((vocab_path, json.dumps(self.inverse_vocab, ensure_ascii=False)), (bpe_merges_path, "\n".join(lines))):
-            part = Path(f"{path}.part")
-            part.write_text(content, encoding="utf-8", newline="\n")
-            os.replace(part, path)
-
-    def load_vocab_and_merges(self, vocab_path, bpe_merges_path):
-        try:
-            vocab = json.loads(Path(vocab_path).read_text(encoding="utf-8"))
-            lines = Path(bpe_merges_path).read_text(encoding="utf-8").split("\n")
-            merges = [tuple(vocab[token] for token in line.split(" ")) for line in lines if line and not line.startswith("#version")]
-            tokenizer = BPETokenizerSimple()
-            tokenizer._set_merges(merges, sorted(vocab, key=vocab.get)[256 + len(merges) :])
-            if tokenizer.inverse_vocab != vocab:
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise ValueError(f"{vocab_path} 与 {bpe_merges_path} 对不上，或者坏了：前 256 个应是单个字节，接着按合并的先后，最后是特殊词元") from None
-        self.__dict__ = tokenizer.__dict__
-    load_vocab_and_merges_from_openai = load_vocab_and_merges
 
 
 # endregion
@@ -417,9 +330,12 @@ def main():
     print(f"图已写到 {OUTPUTS / 'tokenizers_compare.png'}")
 
     cheap, dear = cost["按字符"], cost["GPT-2"]
-    print(f"\n所以：按字符数，这句中文只有英文的 {cheap:.0%}；用 GPT-2 切，却是英文的 {dear:.0%}。", end="")
-    own_cost = cost["自训 BPE（中英）"]
-    print(f"用中英文各一篇训练的 BPE，是 {own_cost:.0%}：" + ("贵的是分词器，不是中文。" if own_cost < 1 < dear else "便宜了，但还是比英文贵。" if own_cost < dear else "没有便宜。"))
+    print(f"\n所以：按字符数，这句中文只有英文的 {cheap:.0%}；用 GPT-2 切，却是英文的 {dear:.0%}；", end="")
+    counts = {(name, language): len(cuts[name](SENTENCES[language])) for name in ("GPT-2", "自训 BPE（中英）") for language in ("英文", "中文")}
+    print(f"用中英文各一篇训练的 BPE，是 {cost['自训 BPE（中英）']:.0%}。")
+    (en, own_en), (zh, own_zh) = ([counts[name, language] for name in ("GPT-2", "自训 BPE（中英）")] for language in ("英文", "中文"))
+    print(f"这个比例里掺了英文：英文从 {en} 个变成 {own_en} 个（小词表装不下许多英文单词）。只看中文，{zh} 个变成 {own_zh} 个，词表却只有 {args.vocab_size}，GPT-2 的有 {gpt2.n_vocab}", end="")
+    print("：贵不贵，看词表是拿什么文字学的。" if own_zh < zh else "。")
     before, after = ratios["GPT-2", "中文"], ratios["自训 BPE（中英）", "中文"]
     print(f"整篇中文也一样：GPT-2 每个字符 {before:.2f} 个词元，自训的 {after:.2f} 个。同样 1024 个词元的上下文，装得下 {1024 / before:.0f} 个字，或 {1024 / after:.0f} 个。")
 

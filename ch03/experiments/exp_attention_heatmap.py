@@ -4,8 +4,9 @@
 先猜：　未训练的头，权重应该接近平均，还是已经有明显偏好？（先想 10 秒，再运行）
 看点：　① 右上角全是灰的：因果掩码生效；② 每一行加起来是 100（四舍五入会差 1）；③ 两个头的花纹不同，但都不鲜明；
         ④ 第二张图是第 5 章训练出的小模型（先运行 python ch05/main/gpt_train.py）：每个头的深色格子都落在不同的地方，偏好鲜明了。
-动手改：把 --heads 改成 1、4、8，--seed 换几个；把 MultiHeadAttention 里的 -torch.inf 改成 0，看热图哪里"漏"了；
-        把 main 里的 x 改成 torch.randn(…) * 5，看权重怎样变得"赢者通吃"。
+动手改：1. --heads 8 --seed 1：换几个头数和种子，没训练的头仍离平均不远。
+        2. 把 MultiHeadAttention 里的 -torch.inf 改成 0：热图的右上角"漏"了，第一条自查变成 ✗。
+        3. 把 main 里的 x 改成 torch.randn(…) * 5：权重变得"赢者通吃"，最后一条自查变成 ✗。
 
 运行：
     python ch03/experiments/exp_attention_heatmap.py            # 图片写到 ch03/outputs/

@@ -11,7 +11,7 @@
 
 运行：
     python ch03/experiments/exp_buffers.py            # 图片写到 ch03/outputs/
-    约 N 秒，N GB（2 核 CPU）
+    约 5 秒，0.5 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度
 """

@@ -2,10 +2,10 @@
 
 问题：　数学上一模一样的多头注意力，写法不同，前向传播、前向 + 反向传播的用时能差几倍？
 先猜：　把 Q、K、V 三个矩阵合成一个大矩阵，会快多少？交给 PyTorch 的一个函数（SDPA）呢？（先想 10 秒，再运行）
-看点：　① 先证明再比较：同样的权重，每种写法的输出、对输入的梯度都相同；② 快的那几种，快在不把 t × t 的权重表写进内存；
+看点：　① 先证明再比较：同样的权重，每种写法的输出、对输入的梯度都相同；② 几轮的四分位重叠，就说分不出；哪几种明确地快，它们的「核心」是什么？
         ③ 「核心」一栏是这次真正调用的底层函数：在 CPU 上，自己传掩码并不会像在 CUDA 上那样关掉 flash。
-动手改：1. --tokens 256 --batch 8：词元总数不变，t × t 的表小了，几种写法就接近了。
-        2. --tokens 512，--heads 分别取 1 和 48：1 个头时几种写法差不多；头多了，t × t 的表就有 48 张，手写的慢一倍到几倍（看机器），SDPA 只慢一点。
+动手改：1. --tokens 256 --batch 4：词元总数不变，t × t 的表小了，SDPA 的好处变小。
+        2. --tokens 256，--heads 分别取 1 和 48：头多了，t × t 的表就有 48 张，手写的慢得多，SDPA 只慢一点。
         3. 把 MultiHeadAttentionCombinedQKV 里的 permute(2, 0, 3, 1, 4) 改成 permute(2, 0, 1, 3, 4)：没换 t 和 h，成了头与头互相看。
            不报错，输出的形状也对，只有自查变成 ✗。
 
@@ -13,7 +13,7 @@
     python ch03/experiments/exp_mha_variants.py                # 图片写到 ch03/outputs/
     python ch03/experiments/exp_mha_variants.py --batch 8      # 与原书的规模相同：(8, 1024, 768)，12 个头
     python ch03/experiments/exp_mha_variants.py --compile      # 再加上 torch.compile 编译过的（要 C++ 编译器，多等一两分钟）
-    约 38 秒，1.4 GB（2 核 CPU）
+    约 30 秒，0.7 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）
 """
@@ -207,8 +207,7 @@ class MultiHeadAttentionCombinedQKV(nn.Module):
 class MHAPyTorchScaledDotProduct(MultiHeadAttentionCombinedQKV):
     """核心交给 PyTorch 的 scaled_dot_product_attention（SDPA），用 is_causal=True 说明要因果掩码。
 
-    它在各设备上挑最快的实现，多半是 FlashAttention：把 t × t 的表切成小块，在缓存里算完就扔，从不写进内存；
-    而且知道右上角全被遮住，那一半根本不算。
+    它在各设备上挑最快的实现，多半是 FlashAttention：把 t × t 的表切成小块，算完一块扔一块；知道右上角全被遮住，那一半不算。
     """
 
     def attend(self, queries, keys, values):
@@ -401,31 +400,35 @@ def core(module, x):
     return kinds[0] if kinds else "矩阵乘法"
 
 
-def measure(modules, x, rounds):
-    """轮流计时：每一轮把所有写法各跑一次，电脑忽快忽慢时大家一起快慢，比较才公平。
+# region 沿用 ch03/experiments/exp_attention_complexity.py: take_turns, quartiles, compare
+def take_turns(works, rounds, device=None):
+    """轮流计时：每一轮把几份各做一遍，电脑忽快忽慢时大家一起快慢，比较才公平。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    on_gpu, times = device is not None and device.type != "cpu", {name: [] for name in works}
+    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            start = clock()
+            work()
+            if on_gpu:
+                torch.get_device_module(device).synchronize()
+            if turn:
+                times[name].append(clock() - start)
+    return times
 
-    参数:
-        modules (dict[str, nn.Module]): 各种写法
-        x (Tensor): 输入，(b, t, d)
-        rounds (int): 几轮
 
-    返回:
-        dict[str, tuple[float, float]]: 名字 → 前向、前向 + 反向各几毫秒，取中位数
-    """
-    def seconds(work, *args):
-        start = time.perf_counter()
-        work(*args)
-        if x.device.type != "cpu":  # GPU 上的调用不等算完就返回，要等它算完再看表
-            torch.get_device_module(x.device).synchronize()
-        return time.perf_counter() - start
+def quartiles(values):
+    """量了许多次，中间一半落在哪里。只报一个平均，看不出机器忙不忙。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
 
-    times = {name: ([], []) for name in modules}
-    for _ in range(rounds + 1):
-        for name, module in modules.items():
-            with torch.no_grad():
-                times[name][0].append(seconds(module, x))
-            times[name][1].append(seconds(forward_backward, module, x))
-    return {name: tuple(statistics.median(each[1:]) * 1000 for each in pair) for name, pair in times.items()}  # 第一轮是热身，不算
+
+def compare(values, reference):
+    """甲是乙的几倍；两边中间的一半重叠了，就说分不出。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    (low, middle, high), (floor, center, ceiling) = quartiles(values), quartiles(reference)
+    ratio = f"{middle / center:.2f} 倍"
+    return ratio if high < floor or low > ceiling else f"分不出（中位数是 {ratio}）"
+
+
+# endregion
 
 
 # region 沿用 setup/device_check.py: pick_device
@@ -452,22 +455,22 @@ def confirm(claim, ok, hint):
 
 
 def draw(times, title, path):
-    """画横条图：每种写法一行，左格前向，右格前向 + 反向。
+    """每种写法一行：点是一轮，粗线是四分位，竖线是中位数；左格前向，右格前向 + 反向。
 
     参数:
-        times (dict[str, tuple[float, float]]): measure 的结果
+        times (dict): "前向"、"前向 + 反向" → 名字 → 每一轮几毫秒
         title (str): 规模
         path (Path): 图片写到哪里
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 0.4 * len(times) + 1.4), sharey=True, layout="constrained")
-    for axis, column, label in zip(axes, (0, 1), ("前向传播", "前向 + 反向传播")):
-        values = [pair[column] for pair in times.values()]
-        bars = axis.barh(range(len(values)), values, color=["#2f6fab" if value > min(values) else "#d9822b" for value in values])
-        axis.bar_label(bars, fmt="%.0f" if min(values) >= 10 else "%.1f", padding=3, fontsize=9)
-        axis.set_xlim(0, max(values) * 1.15)  # 给数字留地方
-        axis.set_title(label)
-        axis.set_xlabel("毫秒，越短越快")
-    axes[0].set_yticks(range(len(times)), times)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.4 * len(times["前向"]) + 1.4), sharey=True, layout="constrained")
+    for axis, (label, rows) in zip(axes, times.items()):
+        for row, values in enumerate(rows.values()):
+            low, middle, high = quartiles(values)
+            axis.scatter(values, [row] * len(values), s=8, color="0.6")
+            axis.plot([low, high], [row, row], linewidth=7, alpha=0.5, color="#2f6fab", solid_capstyle="butt")
+            axis.plot(middle, row, "k|", markersize=12)
+        axis.set(xlim=(0, None), title=label, xlabel="毫秒，越短越快")
+    axes[0].set_yticks(range(len(times["前向"])), times["前向"])
     axes[0].invert_yaxis()
     figure.suptitle(title)
     path.parent.mkdir(exist_ok=True)
@@ -478,19 +481,17 @@ def draw(times, title, path):
 def main():
     """先证明各种写法算的是同一件事，再轮流计时、画图。"""
     parser = argparse.ArgumentParser(description="实验　多头注意力的各种写法")
-    parser.add_argument("--batch", type=int, default=2, help="批大小（默认：2；原书是 8）")
-    parser.add_argument("--tokens", type=int, default=1024, help="序列长度（默认：1024）")
-    parser.add_argument("--dim", type=int, default=768, help="嵌入维度（默认：768）")
-    parser.add_argument("--heads", type=int, default=12, help="头数，要能整除嵌入维度（默认：12）")
-    parser.add_argument("--rounds", type=int, default=5, help="计时几轮，取中位数（默认：5）")
+    numbers = {"batch": ("批大小；原书是 8", 1), "tokens": ("序列长度", 1024), "dim": ("嵌入维度", 768), "heads": ("头数，要能整除嵌入维度", 12), "rounds": ("计时几轮", 7)}
+    for name, (text, value) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text}（默认：{value}）")
     parser.add_argument("--compile", action="store_true", help="再加上 torch.compile 编译过的两种")
     parser.add_argument("--device", default="auto", help="auto、mps、cuda 或 cpu（默认：auto）")
     parser.add_argument("--quick", action="store_true", help="小一点的输入，20 秒以内跑完")
     args = parser.parse_args()
-    for name in ("batch", "tokens", "dim", "heads", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} 至少是 1，不能是 {getattr(args, name)}")
-    b, t, d, h, rounds = (1, 512, 384, 6, 3) if args.quick else (args.batch, args.tokens, args.dim, args.heads, args.rounds)
+    for name in numbers:
+        if getattr(args, name) < (2 if name == "rounds" else 1):
+            parser.error(f"--{name} 至少是 {2 if name == 'rounds' else 1}，不能是 {getattr(args, name)}")
+    b, t, d, h, rounds = (1, min(args.tokens, 256), 192, 6, 5) if args.quick else (args.batch, args.tokens, args.dim, args.heads, args.rounds)
     try:
         device = pick_device(args.device)
         torch.manual_seed(123)
@@ -498,21 +499,21 @@ def main():
         modules = {name: module.to(device) for name, module in build(d, h, t).items()}
     except ValueError as error:
         parser.error(str(error))
+    torch.set_num_threads(1)  # 只用一个线程，take_turns 就能看 CPU 时间，不怕别的程序打扰
     x = torch.randn(b, t, d).to(device)  # (b, t, d)
 
-    if args.compile:
-        for name in ("MultiHeadAttention", "MHAPyTorchScaledDotProduct"):
-            start = time.perf_counter()
-            try:
-                compiled = torch.compile(modules[name])
-                forward_backward(compiled, x)
-                with torch.no_grad():  # 不求梯度时是另一张计算图，也要先编译好
-                    compiled(x)
-            except Exception as error:  # 没有编译器、Python 版本不支持……原因各种各样
-                print(f"torch.compile 在这台机器上用不了，跳过（{type(error).__name__}）")
-                break
-            modules[f"{name}, compiled"] = compiled
-            print(f"编译 {name} 用了 {time.perf_counter() - start:.0f} 秒")
+    for name in ("MultiHeadAttention", "MHAPyTorchScaledDotProduct") if args.compile else ():
+        start = time.perf_counter()
+        try:
+            compiled = torch.compile(modules[name])
+            forward_backward(compiled, x)
+            with torch.no_grad():  # 不求梯度时是另一张计算图，也要先编译好
+                compiled(x)
+        except Exception as error:  # 没有编译器、Python 版本不支持……原因各种各样
+            print(f"torch.compile 在这台机器上用不了，跳过（{type(error).__name__}）")
+            break
+        modules[f"{name}, compiled"] = compiled
+        print(f"编译 {name} 用了 {time.perf_counter() - start:.0f} 秒")
 
     # ① 证明：输出、对输入的梯度，都与 MultiHeadAttention 比。
     reference, reference_grad = forward_backward(modules["MultiHeadAttention"], x)
@@ -522,29 +523,28 @@ def main():
         errors[name] = max(((a - b).abs().max() / b.abs().max()).item() for a, b in ((output, reference), (grad, reference_grad)))
         kernels[name] = "编译过" if name.endswith("compiled") else core(module, x)
 
-    # ② 计时。
-    times = measure(modules, x, rounds)
-    wrapper = times["Ch03_MHA_Wrapper"]
-    print(f"\n{'前向':>7}{'前向 + 反向':>11}{'相对误差':>9}   核心与写法（时间单位是毫秒，{rounds} 轮轮流跑的中位数）")
-    for name, (forward, both) in times.items():
-        print(f"{forward:8.1f}{both:14.1f}{errors[name]:15.0e}   {name}：{kernels[name]}")
+    def forward(module):  # ② 计时
+        with torch.no_grad():
+            module(x)
+
+    works = {("前向", name): lambda module=module: forward(module) for name, module in modules.items()}
+    works |= {("前向 + 反向", name): lambda module=module: forward_backward(module, x) for name, module in modules.items()}
+    turns = take_turns(works, rounds, device)
+    times = {label: {name: [seconds * 1e3 for seconds in turns[label, name]] for name in modules} for label in ("前向", "前向 + 反向")}
+    print(f"\n前向、前向 + 反向各几毫秒（{rounds} 轮轮流量的中位数，括号里是四分位），相对误差，写法与核心")
+    for name in modules:
+        cells = [f"{middle:.1f}（{low:.1f}–{high:.1f}）" for low, middle, high in (quartiles(rows[name]) for rows in times.values())]
+        print(f"  {cells[0]:20}{cells[1]:22}{errors[name]:.0e}　{name}：{kernels[name]}")
     path = OUTPUTS / "mha_variants.png"
     draw(times, f"({b}, {t}, {d}), h = {h}, {device}", path)
     print(f"图已写到 {path}")
 
-    plain = times["MultiHeadAttention"]
-    fastest = [min(times, key=lambda name: times[name][column]) for column in (0, 1)]
-    print(f"\n最快的：前向是 {fastest[0]}，速度是 wrapper 的 {wrapper[0] / times[fastest[0]][0]:.1f} 倍、MultiHeadAttention 的 {plain[0] / times[fastest[0]][0]:.1f} 倍；")
-    print(f"　　　　前向 + 反向是 {fastest[1]}，速度是 wrapper 的 {wrapper[1] / times[fastest[1]][1]:.1f} 倍、MultiHeadAttention 的 {plain[1] / times[fastest[1]][1]:.1f} 倍。")
-    change = plain[0] / wrapper[0] - 1
-    note = "（原书在 A100 GPU 上量到的相反：4.68 对 3.08 毫秒，慢在小乘法太多）" if change >= 0 and device.type == "cpu" else ""
-    print(f"并排放的 wrapper，前向比 MultiHeadAttention {'快' if change >= 0 else '慢'}了 {abs(change):.0%}{note}。")
-    change = plain[1] / times["MultiHeadAttentionCombinedQKV"][1] - 1
-    print(f"只把 Q、K、V 合成一个大矩阵：前向 + 反向{'快' if change >= 0 else '慢'}了 {abs(change):.0%}" + ("，几乎没有差别：乘法的总次数没变。" if abs(change) < 0.1 else "。"))
-    for name in ("MultiHeadAttention", "MHAPyTorchScaledDotProduct"):
-        if f"{name}, compiled" in times:
-            change = times[name][1] / times[f"{name}, compiled"][1] - 1
-            print(f"{name} 编译之后，前向 + 反向{'快' if change >= 0 else '慢'}了 {abs(change):.0%}。")
+    print("\n所以：用时是 MultiHeadAttention 的几倍（小于 1 就是更快）")
+    for label, rows in times.items():
+        fastest = min(rows, key=lambda name: statistics.median(rows[name]))
+        tied = [name for name in rows if name != fastest and compare(rows[name], rows[fastest]).startswith("分不出")]
+        print(f"  {label}最快的是 {fastest}，{compare(rows[fastest], rows['MultiHeadAttention'])}" + (f"；与它分不出的有 {'、'.join(tied)}" if tied else ""))
+        print("".join(f"    {name}　{compare(rows[name], rows['MultiHeadAttention'])}\n" for name in ("Ch03_MHA_Wrapper", "MultiHeadAttentionCombinedQKV")), end="")
 
     print("\n这个数字对吗？")
     worst = max(errors, key=errors.get)

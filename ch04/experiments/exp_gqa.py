@@ -1,9 +1,9 @@
 """第 4 章 · 实验　分组查询注意力（GQA）：几个头合用一份键和值，省多少，亏多少？
 
 问题：　8 个头原来各有一份键和值；改成 2 份、1 份，KV 缓存小几倍，走一步快几倍，损失高多少？
-先猜：　已经有一个训练好的多头模型，想换成 1 份键和值：从头再训练，还是把 8 个头的权重取个平均，接着练几步？（先想 10 秒，再运行）
-看点：　① 实测的缓存与公式一个字节不差；② 下排左、中：学得慢一点和最后高一点是两回事，分开看；分不出的，看区间有多宽；
-        ③ 下排右：取平均以后只接着练 5% 的步数，已经低过从头训练同样步数的一大截；只留第一个头，就差得多：别的头学到的都扔了。
+先猜：　已经有一个训练好的多头模型，想换成 2 份键和值：从头再训练，还是把每 4 个头的权重取个平均，接着练几步？（先想 10 秒，再运行）
+看点：　① 实测的缓存与公式一个字节不差；② 左下图：学得慢一点和最后高一点是两回事，分开看；分不出的，看区间有多宽；
+        ③ 右下图：取平均以后只接着练 5% 的步数，比从头训练同样多步低一大截；每组只留第一个头，就差得多：别的头学到的都扔了。
 动手改：1. --groups 1 只留多查询注意力（MQA）；--groups 3 会被拒绝，因为 8 不能分成 3 组。
         2. --groups 8：自己与自己比（两个一模一样的网络）。差正好是 0，取平均、只留第一个也都等于什么都没做。
         3. 换成书上的写法：把 queries = queries.reshape(…) 一行换成 keys, values = (each.repeat_interleave(h // g, dim=1) for each in (keys, values))，
@@ -40,29 +40,14 @@ from tqdm import tqdm
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 # 99% 区间的半宽，是标准误的几倍：个数 → 学生 t 分布的分位数（统计书后面都有这张表）。次数越少，对"散得多开"越没把握，倍数就越大。
 T99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
-CONFIG = {"context_length": 32, "emb_dim": 64, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}  # 词表、头数、份数另给
+CONFIG = {"context_length": 32, "emb_dim": 64, "n_heads": 8, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}  # 词表、份数另给
 
 
 def calc_kv_bytes_total(batch, context_length, emb_dim, n_heads, n_kv_heads, n_layers, bytes_per_elem):
-    """KV 缓存写满时占多少字节：每层、每个词元、每份键值，存一个键和一个值，各 k 个数。
-
-    陷阱：书的 memory_estimator_gqa.py 里 n_kv_groups 是"每组几个头"（32 个头、n_kv_groups = 4，得 8 份），
-    而 GroupedQueryAttention 的 num_kv_groups 是"有几份"。同一个 4，一处省 4 倍，一处省 8 倍；这里一律传份数。
-
-    参数:
-        batch (int): 批大小
-        context_length (int): 缓存里有几个词元
-        emb_dim (int): 嵌入维度 d
-        n_heads (int): 头数 h
-        n_kv_heads (int): 键和值有几份 g；等于头数就是普通的多头注意力
-        n_layers (int): 层数
-        bytes_per_elem (int): 每个数几个字节，float32 是 4，bfloat16 是 2
-
-    返回:
-        int: 字节数
-    """
-    head_dim = -(-emb_dim // n_heads)  # 除不尽时向上取整，与书的估算器相同
-    return batch * context_length * n_layers * n_kv_heads * head_dim * 2 * bytes_per_elem
+    """KV 缓存写满时占多少字节：每层、每个词元、每份键值（一共 n_kv_heads 份），存一个键和一个值，各 k 个数。"""
+    # 陷阱：书的 memory_estimator_gqa.py 里 n_kv_groups 是"每组几个头"（32 个头、n_kv_groups = 4，得 8 份），
+    # 而 GroupedQueryAttention 的 num_kv_groups 是"有几份"。同一个 4，一处省 4 倍，一处省 8 倍；这里一律传份数。
+    return batch * context_length * n_layers * n_kv_heads * -(-emb_dim // n_heads) * 2 * bytes_per_elem  # k 除不尽时向上取整，与书相同
 
 
 class GroupedQueryAttention(nn.Module):
@@ -219,20 +204,18 @@ class FeedForward(nn.Module):
 # endregion
 
 
+def build_attention(cfg):
+    """块里用哪一种注意力：只有这一处不同，块和模型就可以一字不改地用在别的实验里。"""
+    return GroupedQueryAttention(cfg["emb_dim"], cfg["emb_dim"], cfg["drop_rate"], cfg["n_heads"], cfg["n_kv_groups"], cfg["qkv_bias"])
+
+
 # region 改写 ch04/main: TransformerBlock, GPTModel
 class TransformerBlock(nn.Module):
-    """Transformer 块，注意力换成 GQA。（原版详解见 ch04/main/example_05_transformer_block.py）"""
+    """Transformer 块，注意力由 build_attention 决定，可以带缓存。（原版详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
-        self.att = GroupedQueryAttention(  # 改：换成分组的；掩码现算，不要 context_length
-            d_in=cfg["emb_dim"],
-            d_out=cfg["emb_dim"],
-            num_kv_groups=cfg["n_kv_groups"],  # 改：配置里多一个键，键和值有几份
-            num_heads=cfg["n_heads"],
-            dropout=cfg["drop_rate"],
-            qkv_bias=cfg["qkv_bias"],
-        )
+        self.att = build_attention(cfg)  # 改：换成带缓存的注意力；掩码现算，不要 context_length
         self.ff = FeedForward(cfg)
         self.norm1 = LayerNorm(cfg["emb_dim"])
         self.norm2 = LayerNorm(cfg["emb_dim"])
@@ -252,7 +235,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """GPT，注意力换成 GQA，可以带缓存。（原版详解见 ch04/main/example_06_gpt_model.py）"""
+    """GPT，注意力由 build_attention 决定，可以带缓存。（原版详解见 ch04/main/example_06_gpt_model.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -422,52 +405,16 @@ def draw_differences(axis, differences, quick=False):
 # endregion
 
 
-def pool_heads(weight, num_heads, num_kv_groups, mean=True):
-    """把 h 个头的键（或值）的权重并成 g 份，每组 h/g 个头并成一份。
-
-    参数:
-        weight (Tensor): 多头注意力的 W_key 或 W_value 的权重
-        num_heads (int): 头数 h
-        num_kv_groups (int): 并成几份 g
-        mean (bool): True 是取平均（论文的做法）；False 是只留每组的第一个头，别的扔掉
-
-    形状:
-        输入 (h·k, d) → 输出 (g·k, d)
-
-    返回:
-        Tensor: 并好的权重
-    """
-    grouped = weight.view(num_kv_groups, num_heads // num_kv_groups, -1, weight.shape[1])  # (g, h/g, k, d)
-    return (grouped.mean(dim=1) if mean else grouped[:, 0]).reshape(-1, weight.shape[1])  # (g·k, d)
+def pool_heads(weight, num_heads, num_kv_groups, mean):
+    """键（或值）的权重从 h 份并成 g 份：每组的头取平均（论文的做法）；mean 是 False 时只留第一个，别的扔掉。"""
+    return weight.view(num_kv_groups, num_heads // num_kv_groups, -1, weight.shape[1])[:, : None if mean else 1].mean(dim=1).flatten(0, 1)  # (g·k, d)
 
 
-def to_gqa(model, cfg, num_kv_groups, mean=True):
-    """训练好的多头模型变成 GQA 模型：键和值的权重并成几份，其余照搬。
-
-    参数:
-        model (GPTModel): 训练好的，键和值的份数等于头数
-        cfg (dict): 它的配置
-        num_kv_groups (int): 并成几份
-        mean (bool): 见 pool_heads
-
-    返回:
-        GPTModel: 并好的，还没有接着训练
-    """
-    state = {
-        name: pool_heads(weight, cfg["n_heads"], num_kv_groups, mean) if "W_key" in name or "W_value" in name else weight
-        for name, weight in model.state_dict().items()
-    }
-    grouped = GPTModel(cfg | {"n_kv_groups": num_kv_groups})
-    grouped.load_state_dict(state)
-    return grouped
-
-
-def train_once(path, n_heads, n_kv_groups, pool_to, steps, seed):
+def train_once(path, n_kv_groups, pool_to, steps, seed):
     """训练一次；pool_to 不是 None 时，再把训练好的并成 pool_to 份，接着练二十分之一的步数（uptraining）。
 
     参数:
         path (str): 文本文件
-        n_heads (int): 头数
         n_kv_groups (int): 键和值有几份
         pool_to (int 或 None): 训练完再并成几份；None 表示不并
         steps (int): 走几步
@@ -477,13 +424,16 @@ def train_once(path, n_heads, n_kv_groups, pool_to, steps, seed):
         dict: curve 是 train 的结果；有 pool_to 时，mean、first 是取平均、只留第一个之后接着练的曲线
     """
     train_ids, val_ids, chars = encode_characters(Path(path).read_text(encoding="utf-8"))
-    cfg = CONFIG | {"vocab_size": len(chars), "n_heads": n_heads, "n_kv_groups": n_kv_groups}
+    cfg = CONFIG | {"vocab_size": len(chars), "n_kv_groups": n_kv_groups}
     torch.manual_seed(seed)
     model = GPTModel(cfg)
     result = {"curve": train(model, train_ids, val_ids, 32, steps, seed)}
     if pool_to is not None:
         for name, mean in [("mean", True), ("first", False)]:  # 两种并法接着看到的批相同；与训练时的不同，所以种子加 500
-            result[name] = train(to_gqa(model, cfg, pool_to, mean), train_ids, val_ids, 32, max(1, steps // 20), seed + 500)
+            grouped = GPTModel(cfg | {"n_kv_groups": pool_to})
+            state = {key: pool_heads(each, cfg["n_heads"], pool_to, mean) if "W_key" in key or "W_value" in key else each for key, each in model.state_dict().items()}
+            grouped.load_state_dict(state)
+            result[name] = train(grouped, train_ids, val_ids, 32, max(1, steps // 20), seed + 500)
     return result
 
 
@@ -508,21 +458,12 @@ def decode_step(attention, cache, x, length):
     return attention.out_proj(context.reshape(b, 1, h * k))  # (b, 1, d)
 
 
-def prepare_steps(num_heads, copies, length=4096, head_dim=64):
-    """每种份数备好一层注意力和写满的缓存，返回"再走一步"。
-
-    参数:
-        num_heads (int): 头数
-        copies (list[int]): 要量的份数
-        length (int): 缓存里有几个词元
-        head_dim (int): 每个头的维度，取 GPT-2 的 64
-
-    返回:
-        dict[int, callable]: 份数 → 走一步
-    """
-    width = num_heads * head_dim
-    attentions = {each: GroupedQueryAttention(width, width, 0.0, num_heads, each) for each in copies}
-    return {each: partial(decode_step, attention, torch.randn(2, 1, each, length + 1, head_dim), torch.randn(1, 1, width), length) for each, attention in attentions.items()}
+def prepare_steps(attentions, length=4096):
+    """每层注意力配上预先分好、写满的缓存，返回"再走一步"：名字 → 函数。"""
+    return {
+        name: partial(decode_step, each, torch.randn(2, 1, each.num_kv_groups, length + 1, each.head_dim), torch.randn(1, 1, each.d_out), length)
+        for name, each in attentions.items()
+    }
 
 
 def interleaved(steps, rounds):
@@ -547,67 +488,44 @@ def interleaved(steps, rounds):
 
 
 def compare_times(quartiles, base):
-    """两种做法的用时该怎么说：中间一半完全错开才算数，有重叠就是分不出。
-
-    参数:
-        quartiles (list): interleaved 的一项
-        base (list): 参照的一项
-
-    返回:
-        str: "更快"、"更慢"或"分不出"
-    """
+    """两种做法的用时该怎么说：中间一半完全错开才算数，有重叠就是分不出。"""
     return "更快" if quartiles[2] < base[0] else "更慢" if quartiles[0] > base[2] else "分不出"
 
 
 def describe(differences, quick):
-    """差的平均和区间，印成一小段；训练太短时只印平均。
-
-    参数:
-        differences (list[float]): 每个种子的损失减去参照的
-        quick (bool): 训练太短
-
-    返回:
-        str: 如 "+0.031 ± 0.012 更高"
-    """
-    if quick:
-        return f"{statistics.mean(differences):+.3f}"
-    mean, half = paired_interval(differences)
-    return f"{mean:+.3f} ± {half:.3f} {verdict(differences)}"
+    """差的平均、区间的半宽和结论，印成一小段；训练太短时只印平均。"""
+    return f"{statistics.mean(differences):+.3f}" if quick else "{:+.3f} ± {:.3f} {}".format(*paired_interval(differences), verdict(differences))
 
 
-def draw(times, curves, gaps, tuned, uptrained, quick, path):
-    """上排：书中配置的缓存、走一步的用时、各份数的曲线；下排：与 MHA 的差、接着练的曲线、两种并法的差。
+def draw(times, curves, gaps, uptrained, levels, quick, path):
+    """左上：走一步的用时；右上：从头训练的曲线；左下：减去 MHA 的差；右下：并成几份以后接着练的曲线。
 
     参数:
         times (dict): 份数 → 毫秒的四分位数
         curves (dict): 份数 → 每个种子的曲线
         gaps (dict): 份数和里程碑 → 每个种子减去 MHA 的差
-        tuned (dict): 做法 → 每个种子减去"取平均"的差
-        uptrained (dict): 做法 → 每个种子的曲线
+        uptrained (dict): 并法 → 每个种子的曲线
+        levels (dict): 名字 → 平均损失，画成横线
         quick (bool): True 时不画区间
         path (Path): 图片写到哪里
     """
-    figure, ((size, step, loss), (gap, tune, pooled)) = plt.subplots(2, 3, figsize=(13, 7.2), layout="constrained")
-    copies = [32, 16, 8, 4, 2, 1]
-    bars = size.bar([str(each) for each in copies], [calc_kv_bytes_total(1, 32768, 4096, 32, each, 32, 2) / 1e9 for each in copies], color=["tab:gray"] + ["tab:blue"] * 5)
-    size.bar_label(bars, fmt="%.2f")
-    size.set(xlabel="键和值有几份（头数 32；32 份就是 MHA）", ylabel="写满 32768 个词元的 KV 缓存（GB）")
+    figure, ((step, loss), (gap, tune)) = plt.subplots(2, 2, figsize=(10.5, 7.4), layout="constrained")
     for row, (low, median, high) in enumerate(times.values()):
         step.bar(row, median, color="tab:blue" if row else "tab:gray")
         step.errorbar(row, median, [[median - low], [high - median]], color="black", capsize=5)
-    step.set_xticks(range(len(times)), [str(each) for each in times])
-    step.set(xlabel="键和值有几份（短线：中间一半）", ylabel="缓存 4096 个词元，一层走一步（毫秒）")
-    for axis, lines in [(loss, {f"{each} 份": curve for each, curve in curves.items()}), (tune, uptrained)]:
+    step.set_xticks(range(len(times)), [f"{each} 份" for each in times])
+    step.set(title="缓存里有 4096 个词元，一层走一步", xlabel="键和值（短线：中间一半）", ylabel="毫秒")
+    for axis, lines, title in [(loss, {f"{each} 份": curve for each, curve in curves.items()}, "从头训练"), (tune, uptrained, "训练好的 MHA 并好，接着练")]:
         for row, (label, several) in enumerate(lines.items()):
             for i, curve in enumerate(several):
                 axis.plot(*zip(*curve), color=f"C{row}", linewidth=0.8, alpha=0.6, label=None if i else label)
-        axis.set(xlabel="训练步数", ylabel="验证损失")
-        axis.legend()
-    loss.set_title("从头训练，每条线一个种子")
-    tune.set_title("多头模型并成一份，接着练")
-    for axis, differences, title in [(gap, gaps, "损失减去 MHA 的"), (pooled, tuned, "步数相同，损失减去取平均的")]:
-        draw_differences(axis, differences, quick)
-        axis.set(title=title, xlabel="损失的差（往左是更低）")
+        axis.set(xlabel="训练步数", ylabel="验证损失", title=f"{title}（每条线一个种子）")
+    for style, (label, level) in zip((":", "--"), levels.items()):
+        tune.axhline(level, color="0.4", linestyle=style, label=label)
+    loss.legend()
+    tune.legend()
+    draw_differences(gap, gaps, quick)
+    gap.set(title="减去 MHA 的", xlabel="损失的差（往左是更低）")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -643,52 +561,44 @@ def confirm(claim, ok, hint):
 
 
 def main():
-    """同一个小模型，只改键和值的份数，比缓存、速度和损失；再把多头模型并成一份，接着练。"""
+    """同一个小模型，只改键和值的份数，比缓存、速度和损失；再把训练好的多头模型并成几份，接着练。"""
     parser = argparse.ArgumentParser(description="实验　分组查询注意力：省多少缓存，亏多少损失")
-    parser.add_argument("--heads", type=int, default=8, help="查询头数，必须整除 64（默认：8）")
-    parser.add_argument("--groups", type=int, nargs="+", default=[2, 1], help="键和值的份数，可以给几个，每个都要整除头数（默认：2 1）")
+    parser.add_argument("--groups", type=int, nargs="+", default=[2, 1], help="键和值的份数，可以给几个，每个都要整除 8（默认：2 1）")
     parser.add_argument("--steps", type=int, default=600, help="每个模型训练几步（默认：600）")
     parser.add_argument("--seeds", type=int, default=8, help="用几个种子，5 到 10（默认：8）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子；几个种子是它乘 1000 再加 0、1、2……（默认：123）")
     parser.add_argument("--quick", action="store_true", help="两个种子，每次只训练 5 步：看流程，不下结论")
     args = parser.parse_args()
-    if not 1 <= args.steps <= 100000:
-        parser.error(f"--steps 应在 1 到 100000 之间，不能是 {args.steps}")
-    if not 1 <= args.heads <= 64:
-        parser.error(f"--heads 应在 1 到 64 之间，不能是 {args.heads}")
-    if args.seeds not in T99:
-        parser.error(f"--seeds 应在 5 到 10 之间，不能是 {args.seeds}")
-    if not 0 <= args.seed < 2**50:
-        parser.error(f"--seed 应是 0 到 2 的 50 次方之间的整数，不能是 {args.seed}")
-    try:
-        for each in args.groups:
-            GroupedQueryAttention(64, 64, 0.0, args.heads, each)  # 分不成组的，开始训练之前就报错
-    except ValueError as error:
-        parser.error(str(error))
-    steps, heads = min(args.steps, 5) if args.quick else args.steps, args.heads
+    for name, low, high in [("steps", 1, 100000), ("seeds", 5, 10), ("seed", 0, 10**9)]:
+        if not low <= getattr(args, name) <= high:
+            parser.error(f"--{name} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
+    if wrong := [each for each in args.groups if each < 1 or CONFIG["n_heads"] % each]:
+        parser.error(f"{CONFIG['n_heads']} 个头不能平均分成 {wrong[0]} 组")
+    steps, heads = min(args.steps, 5) if args.quick else args.steps, CONFIG["n_heads"]
     seeds = [args.seed * 1000 + i for i in range(2 if args.quick else args.seeds)]
-    others, least = list(dict.fromkeys(args.groups)), min(args.groups)
+    others = list(dict.fromkeys(args.groups))
+    target = others[0]  # 训练好的 MHA 并成第一个给的份数
     path = find_data("the-verdict.txt", "story-en.txt")
     train_ids, val_ids, chars = encode_characters(path.read_text(encoding="utf-8"))
     print(f"数据　{path}　{len(train_ids) + len(val_ids):,} 个字符，{len(chars)} 种；只看前一个字符、数数，损失 {bigram_loss(train_ids, val_ids, len(chars)):.3f}")
     print(f"模型　2 层，d = 64，{heads} 个查询头，上下文 32；{len(seeds)} 个种子，各训练 {steps} 步")
 
-    cases = [(str(path), heads, each, least if each == heads else None, steps, seed) for each in dict.fromkeys([heads, *others]) for seed in seeds]
+    cases = [(str(path), each, target if each == heads else None, steps, seed) for each in dict.fromkeys([heads, *others]) for seed in seeds]
     results = side_by_side(train_once, cases, OUTPUTS / "exp_gqa", workers=1 if args.quick else None)
-    curves = {each: [results[case]["curve"] for case in cases if case[2] == each] for each in [heads, *others]}
-    pooled = {how: [results[case][how] for case in cases if case[2] == heads] for how in ("mean", "first")}
-    times = interleaved(prepare_steps(heads, list(curves)), 5 if args.quick else 41)
+    curves = {each: [results[case]["curve"] for case in cases if case[1] == each] for each in [heads, *others]}
+    pooled = {how: [results[case][how] for case in cases if case[1] == heads] for how in ("mean", "first")}
+    times = interleaved(prepare_steps({each: GroupedQueryAttention(heads * 64, heads * 64, 0.0, heads, each) for each in curves}), 5 if args.quick else 41)  # 头宽 64，与 GPT-2 相同
 
     print("\n① 缓存、参数、走一步\n键和值几份　每层注意力参数　写满的缓存　公式算的　4096 个词元后走一步（毫秒，中位数和中间一半）")
     exact = same = True
     for each in curves:
-        model = GPTModel(CONFIG | {"vocab_size": len(chars), "n_heads": heads, "n_kv_groups": each})
+        model = GPTModel(CONFIG | {"vocab_size": len(chars), "n_kv_groups": each})
         same &= cache_error(model, val_ids[None, :32]) < 1e-3  # 写满了上下文，接着量真的缓存
         measured = sum(block.att.cache_k.nbytes + block.att.cache_v.nbytes for block in model.trf_blocks)
         formula = calc_kv_bytes_total(1, 32, 64, heads, each, 2, 4)
         exact &= measured == formula
         low, median, high = times[each]
-        says = "" if each == heads else f"，比 MHA {compare_times(times[each], times[heads])}（{median / times[heads][1]:.2f} 倍）"
+        says = "" if args.quick or each == heads else f"，比 MHA {compare_times(times[each], times[heads])}（{median / times[heads][1]:.2f} 倍）"
         print(f"{each:6}{sum(p.numel() for p in model.trf_blocks[0].att.parameters()):18,}{measured:13,} B{formula:9,} B{median:12.2f}（{low:.2f}–{high:.2f}）{says}")
     mha, gqa = (calc_kv_bytes_total(1, 32768, 4096, 32, each, 32, 2) / 1e9 for each in (32, 8))
     print(f"放大到书中的配置（32 层，d = 4096，32 个头，32768 个词元，bfloat16）：MHA {mha:.2f} GB，8 份 {gqa:.2f} GB，省 {1 - gqa / mha:.0%}")
@@ -702,18 +612,18 @@ def main():
 
     few = pooled["mean"][0][-1][0]
     end = {how: [curve[-1][1] for curve in each] for how, each in pooled.items()}
-    scratch = [dict(map(tuple, curve)).get(few, curve[-1][1]) for curve in curves[least]]
-    print(f"\n③ 训练好的 MHA 并成 {least} 份，再练 {few} 步（{few / steps:.0%}）：平均损失")
-    for title, losses in [("取平均", end["mean"]), ("只留第一个头", end["first"]), (f"从头训练 {few} 步", scratch), (f"从头训练 {steps} 步", [curve[-1][1] for curve in curves[least]])]:
-        print(f"  {title}　{statistics.mean(losses):.3f}")
-    tuned = {name: [a - b for a, b in zip(losses, end["mean"])] for name, losses in [("只留第一个", end["first"]), ("从头训练", scratch)]}
-    for name, differences in tuned.items():
-        print(f"  同样 {few} 步，{name}减去取平均　{describe(differences, args.quick)}")
+    scratch = [curve[1][1] for curve in curves[target]]  # 曲线每二十分之一记一次，第一次正好是这么多步
+    print(f"\n③ 训练好的 MHA 并成 {target} 份，再练 {few} 步（{few / steps:.0%}）：平均损失")
+    levels = {f"{target} 份，从头训练 {few} 步": statistics.mean(scratch), f"{target} 份，从头训练 {steps} 步": statistics.mean(curve[-1][1] for curve in curves[target])}
+    for title, loss in ({"取平均": statistics.mean(end["mean"]), "只留第一个头": statistics.mean(end["first"])} | levels).items():
+        print(f"  {title}　{loss:.3f}")
+    for name, losses in [("只留第一个", end["first"]), ("从头训练", scratch)]:
+        print(f"  同样 {few} 步，{name}减去取平均　{describe([a - b for a, b in zip(losses, end['mean'])], args.quick)}")
     if not args.quick:
-        mean_curve = [(point[0][0], statistics.mean(loss for _, loss in point)) for point in zip(*curves[least])]
+        mean_curve = [(point[0][0], statistics.mean(loss for _, loss in point)) for point in zip(*curves[target])]
         reached = next((step for step, loss in mean_curve if loss <= statistics.mean(end["mean"])), None)
         print(f"所以：取平均再练 {few} 步到的损失，从头训练要" + (f"走 {reached} 步。" if reached else f"不止 {steps} 步。"))
-    draw(times, curves, gaps, tuned, {"取平均": pooled["mean"], "只留第一个头": pooled["first"], "从头训练": [curve[: 2 + (len(curve) > 6)] for curve in curves[least]]}, args.quick, OUTPUTS / "gqa.png")
+    draw(times, curves, gaps, {"取平均": pooled["mean"], "只留第一个头": pooled["first"]}, levels, args.quick, OUTPUTS / "gqa.png")
     print(f"图片已写到 {OUTPUTS / 'gqa.png'}")
 
     print("\n这个数字对吗？")
@@ -723,21 +633,19 @@ def main():
     grouped = GroupedQueryAttention(64, 64, 0.0, heads, heads)
     x = torch.randn(2, 16, 64)  # (b, t, d)
     confirm("份数等于头数时，与第 3 章的 MultiHeadAttention 输出相同", torch.allclose(plain(x), grouped(x), atol=1e-6), "建各层的次序变了，或者掩码错了")
-    grouped = GroupedQueryAttention(64, 64, 0.0, heads, least)
-    rows = torch.arange(least * grouped.head_dim).view(least, -1).repeat_interleave(heads // least, dim=0).flatten()  # (d,)
+    grouped = GroupedQueryAttention(64, 64, 0.0, heads, target)
+    rows = torch.arange(target * grouped.head_dim).view(target, -1).repeat_interleave(heads // target, dim=0).flatten()  # (d,)
     copied = {f"{name}.weight": getattr(grouped, name).weight[rows] for name in ("W_key", "W_value")}
     plain.load_state_dict(grouped.state_dict() | copied, strict=False)
-    confirm(f"{least} 份的 GQA，等于把键和值的权重复制给同组各头的 MHA", torch.allclose(plain(x), grouped(x), atol=1e-6), "头认错了组：要的是 [1, 1, 2, 2]，不是 [1, 2, 1, 2]")
-    back = all(torch.allclose(pool_heads(weight, heads, least, mean), getattr(grouped, name[:-7]).weight) for name, weight in copied.items() for mean in (True, False))
+    confirm(f"{target} 份的 GQA，等于把键和值的权重复制给同组各头的 MHA", torch.allclose(plain(x), grouped(x), atol=1e-6), "头认错了组：要的是 [1, 1, 2, 2]，不是 [1, 2, 1, 2]")
+    back = all(torch.allclose(pool_heads(weight, heads, target, mean), getattr(grouped, name[:-7]).weight) for name, weight in copied.items() for mean in (True, False))
     confirm("同组各头的权重本来就相同时，取平均、只留第一个，都变回原来那一份", back, "平均错了维：要平均的是同组的头")
-    cache = torch.randn(2, 2, least, 17, grouped.head_dim)
+    cache = torch.randn(2, 2, target, 17, grouped.head_dim)
     grouped.cache_k, grouped.cache_v = cache[:, :, :, :16].clone()
     confirm("预先分好的缓存走一步，与拼接的缓存走一步相同", torch.allclose(grouped(x[:, :1], use_cache=True), decode_step(grouped, cache, x[:, :1], 16), atol=1e-5), "新的键和值写错了位置")
     confirm("实测的缓存与公式一个字节不差", exact, "存的是复制之后的 h 份，那就一点没省")
     confirm("有缓存与没有缓存，logits 相同（最多差千分之一）", same, "位置没有接着数，或掩码没有右移")
     confirm(f"书中的配置：{mha:.2f} GB 和 {gqa:.2f} GB，与原书仓库的 17.18 和 4.29 相同", (f"{mha:.2f}", f"{gqa:.2f}") == ("17.18", "4.29"), "忘了乘 2（键和值各一），或把 n_kv_groups 当成了份数")
-    start = curves[heads][0][0][1]
-    confirm(f"没训练时损失 {start:.2f} 接近 ln {len(chars)} = {math.log(len(chars)):.2f}", abs(start - math.log(len(chars))) < 0.6, "初始权重太大")
 
 
 if __name__ == "__main__":

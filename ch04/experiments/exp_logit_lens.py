@@ -3,7 +3,7 @@
 问题：　每过一个 Transformer 块，就提前用 final_norm 和 out_head 看一眼：这时模型会猜什么？猜对的概率是多少？
 先猜：　答案是最后一层突然冒出来的，还是一层层越来越清楚？（先想 10 秒，再运行）
 看点：　① 图上从下往上是 0 个块到最后一个块：格里是那时最可能的词元，颜色是它的概率；② 每一层猜对的有几成，在哪一层涨得最多；
-        ③ 没训练过的同样模型：从头到尾都是乱猜，说明这不是结构白送的。
+        ③ 没训练过的同样模型：从头到尾都是乱猜，说明这不是结构白送的；④ 浅层猜不对，不等于浅层不知道（见 lens 的说明）。
 动手改：1. --prompt "Every effort moves you a little further"：训练文本里没有的话，图上淡得多，猜的也多半是背过的片段。
         2. --text setup/data/story-zh.txt：没学过的中文，训练过的模型也全猜错，哪一层都一样。
         3. 把 lens 里 seen.append 那一行的 model.final_norm(x) 换成 x：各层的概率都变了，最后一层也不再是模型的输出，第一条自查变成 ✗。
@@ -170,7 +170,10 @@ class GPTModel(nn.Module):
 def lens(model, ids):
     """每过一个块，提前看一眼：把主路上的向量直接送进 final_norm 和 out_head。
 
-    能这样看，是因为残差连接：每个块只是往同一条主路上加一点东西，所以主路上的向量从头到尾"说的是同一种话"。
+    能这样看，是因为残差连接：每个块只是往同一条主路上加一点东西，主路上的向量从头到尾住在同一个空间里。
+    但"说的是同一种话"只是近似：out_head 是照最后一层训练的，前几层的话它未必听得懂。这里猜不对，可能是那一层还不知道，
+    也可能是知道了、却用别的方向记着。tuned lens 给每一层先学一个小小的线性"翻译"再送进 out_head，浅层就读得出更多；
+    所以这里每一层的数，是那一层知道多少的下限。
 
     参数:
         model (GPTModel): 模型，评估模式
@@ -179,7 +182,7 @@ def lens(model, ids):
     返回:
         Tensor: 每一层、每个位置对下一个词元的概率，(n, t, V)；第 0 层是只有嵌入、还没过块的时候
 
-    出处: nostalgebraist，interpreting GPT: the logit lens，2020
+    出处: nostalgebraist，interpreting GPT: the logit lens，2020；Belrose et al.，tuned lens，2023
     """
     x = model.tok_emb(ids) + model.pos_emb(torch.arange(ids.shape[1]))  # (1, t, d)
     seen = [model.out_head(model.final_norm(x))]  # 每项 (1, t, V)

@@ -6,7 +6,7 @@
         ③ 左下图：缓存同样大，MLA 减去 GQA 的差在 0 的哪一边；④ 右上图：老实展开最慢；把展开的矩阵并进查询（吸收），才又小又快；
         ⑤ 键上一旋转（RoPE），就吸收不了；另留一小段专管旋转，才又行了。
 动手改：1. --latent 16 8：压得更狠，各训练一遍（8 个数没有对应的 GQA：一份键值最少也要存 16 个）。
-        2. 把 compress 里的三处 :r 换成 -r:（留下最小的几个方向）："训练好再压缩"一列马上变得很大，r = 64 不变，因为那时全留着。
+        2. 把 compress 里的三处 :r 换成 -r:（留下最小的几个方向）："没有更小的了"变成 ✗；r = 64 的自查还是 ✓，因为那时全留着。
         3. 在 absorb 一支的末尾加一行 scores = scores * (self.head_dim / self.latent_dim) ** 0.5（以为该除以 √r）：自查变成 ✗，
            缩放只看查询和键原本的维度 k。
         4. 把 rope_errors 里的 extra=4 换成 extra=0：专管旋转的那一段没有了，吸收照样成立，最后一行的分数却不再随位置变。
@@ -45,18 +45,7 @@ CONFIG = {"context_length": 32, "emb_dim": 64, "n_heads": 8, "n_layers": 2, "dro
 
 
 def mla_bytes_total(batch, context_length, n_layers, latent_dim, bytes_per_elem):
-    """MLA 的缓存占多少字节：每层、每个词元只存 r 个数，键和值都从它展开，所以不乘 2。
-
-    参数:
-        batch (int): 批大小
-        context_length (int): 缓存里有几个词元
-        n_layers (int): 层数
-        latent_dim (int): 压缩后几个数 r
-        bytes_per_elem (int): 每个数几个字节
-
-    返回:
-        int: 字节数
-    """
+    """MLA 的缓存占多少字节：每层、每个词元只存 r 个数，键和值都从它展开，所以不乘 2。"""
     return batch * context_length * n_layers * latent_dim * bytes_per_elem
 
 
@@ -147,7 +136,45 @@ class MultiHeadLatentAttention(nn.Module):
         return self.out_proj(context)
 
 
-# region 沿用 ch04/main: LayerNorm, GELU, FeedForward
+# region 沿用 ch03/main: MultiHeadAttention
+class MultiHeadAttention(nn.Module):
+    """带因果掩码的多头自注意力：h 个头并行计算，再拼接、混合。（详解见 ch03/main/example_05_multihead_attention.py）"""
+
+    def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False):
+        super().__init__()
+        if d_out % num_heads != 0:
+            raise ValueError(f"d_out={d_out} 不能被 num_heads={num_heads} 整除，无法平均分给每个头")
+        self.d_out = d_out
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mask", torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), diagonal=1))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        queries = self.W_query(x)  # (b, t, d_out)
+        keys = self.W_key(x)  # (b, t, d_out)
+        values = self.W_value(x)  # (b, t, d_out)
+        queries = queries.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        keys = keys.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        values = values.view(b, t, self.num_heads, self.head_dim).transpose(1, 2)  # (b, h, t, k)
+        scores = queries @ keys.transpose(2, 3)  # (b, h, t, t)
+        scores.masked_fill_(self.mask[:t, :t], -torch.inf)
+        weights = torch.softmax(scores / self.head_dim**0.5, dim=-1)  # (b, h, t, t)
+        weights = self.dropout(weights)
+        context = (weights @ values).transpose(1, 2)  # (b, t, h, k)
+        context = context.contiguous().view(b, t, self.d_out)  # (b, t, d_out)
+        return self.out_proj(context)
+
+
+# endregion
+
+
+# region 沿用 ch04/main: LayerNorm, GELU, FeedForward, TransformerBlock, GPTModel
 class LayerNorm(nn.Module):
     """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
@@ -186,14 +213,69 @@ class FeedForward(nn.Module):
         return self.layers(x)
 
 
+class TransformerBlock(nn.Module):
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.att = MultiHeadAttention(
+            d_in=cfg["emb_dim"],
+            d_out=cfg["emb_dim"],
+            context_length=cfg["context_length"],
+            num_heads=cfg["n_heads"],
+            dropout=cfg["drop_rate"],
+            qkv_bias=cfg["qkv_bias"],
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x):
+        shortcut = x
+        x = self.norm1(x)
+        x = self.att(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        x = x + shortcut
+        shortcut = x
+        x = self.norm2(x)
+        x = self.ff(x)  # (b, t, d)
+        x = self.drop_shortcut(x)
+        return x + shortcut
+
+
+class GPTModel(nn.Module):
+    """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx):
+        t = in_idx.shape[1]
+        if t > self.pos_emb.num_embeddings:
+            raise ValueError(f"输入有 {t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")
+        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
+        pos_embeds = self.pos_emb(torch.arange(t, device=in_idx.device))  # (t, d)
+        x = tok_embeds + pos_embeds  # (b, t, d)
+        x = self.drop_emb(x)
+        x = self.trf_blocks(x)  # (b, t, d)
+        x = self.final_norm(x)
+        return self.out_head(x)  # (b, t, V)
+
+
 # endregion
 
 
-# region 沿用 ch04/experiments/exp_gqa.py: calc_kv_bytes_total, GroupedQueryAttention, cache_error, decode_step, interleaved, compare_times, describe
+# region 沿用 ch04/experiments/exp_gqa.py: calc_kv_bytes_total, GroupedQueryAttention, decode_step, prepare_steps, interleaved, compare_times, describe
 def calc_kv_bytes_total(batch, context_length, emb_dim, n_heads, n_kv_heads, n_layers, bytes_per_elem):
-    """KV 缓存写满时占多少字节：每层、每个词元、每份键值，存一个键和一个值，各 k 个数。（详解见 ch04/experiments/exp_gqa.py）"""
-    head_dim = -(-emb_dim // n_heads)
-    return batch * context_length * n_layers * n_kv_heads * head_dim * 2 * bytes_per_elem
+    """KV 缓存写满时占多少字节：每层、每个词元、每份键值（一共 n_kv_heads 份），存一个键和一个值，各 k 个数。（详解见 ch04/experiments/exp_gqa.py）"""
+    return batch * context_length * n_layers * n_kv_heads * -(-emb_dim // n_heads) * 2 * bytes_per_elem
 
 
 class GroupedQueryAttention(nn.Module):
@@ -238,15 +320,6 @@ class GroupedQueryAttention(nn.Module):
         return self.out_proj(context)
 
 
-def cache_error(model, ids):
-    """缓存对不对：一个词元一个词元地带着缓存送进去，与一次送完相比，logits 最多差多少。（详解见 ch04/experiments/exp_gqa.py）"""
-    model.eval()
-    model.reset_kv_cache()
-    with torch.no_grad():
-        cached = torch.cat([model(token, use_cache=True) for token in ids.split(1, dim=1)], dim=1)  # (b, t, V)
-        return (cached - model(ids)).abs().max().item()
-
-
 def decode_step(attention, cache, x, length):
     """缓存里已有 length 个词元时，再走一步。缓存是预先分好的，新的键和值写在末尾：不像 torch.cat，每步把旧的全抄一遍。（详解见 ch04/experiments/exp_gqa.py）"""
     b, h, g, k = len(x), attention.num_heads, attention.num_kv_groups, attention.head_dim
@@ -255,6 +328,14 @@ def decode_step(attention, cache, x, length):
     queries = attention.W_query(x).view(b, g, h // g, k)  # (b, g, h/g, k)
     context = nn.functional.scaled_dot_product_attention(queries, cache[0], cache[1])  # (b, g, h/g, k)
     return attention.out_proj(context.reshape(b, 1, h * k))  # (b, 1, d)
+
+
+def prepare_steps(attentions, length=4096):
+    """每层注意力配上预先分好、写满的缓存，返回"再走一步"：名字 → 函数。（详解见 ch04/experiments/exp_gqa.py）"""
+    return {
+        name: partial(decode_step, each, torch.randn(2, 1, each.num_kv_groups, length + 1, each.head_dim), torch.randn(1, 1, each.d_out), length)
+        for name, each in attentions.items()
+    }
 
 
 def interleaved(steps, rounds):
@@ -276,80 +357,30 @@ def compare_times(quartiles, base):
 
 
 def describe(differences, quick):
-    """差的平均和区间，印成一小段；训练太短时只印平均。（详解见 ch04/experiments/exp_gqa.py）"""
-    if quick:
-        return f"{statistics.mean(differences):+.3f}"
-    mean, half = paired_interval(differences)
-    return f"{mean:+.3f} ± {half:.3f} {verdict(differences)}"
+    """差的平均、区间的半宽和结论，印成一小段；训练太短时只印平均。（详解见 ch04/experiments/exp_gqa.py）"""
+    return f"{statistics.mean(differences):+.3f}" if quick else "{:+.3f} ± {:.3f} {}".format(*paired_interval(differences), verdict(differences))
 
 
 # endregion
 
 
-# region 改写 ch04/main: TransformerBlock, GPTModel
-class TransformerBlock(nn.Module):
-    """Transformer 块，注意力换成 GQA 或 MLA。（原版详解见 ch04/main/example_05_transformer_block.py）"""
+def build_model(vocab_size, n_kv_groups, latent_dim, seed):
+    """建一个 GPT，再把每个块的注意力换掉：同一个种子下，注意力以外的初始权重都相同，比起来更准。
 
-    def __init__(self, cfg):
-        super().__init__()
-        size, h, bias = cfg["emb_dim"], cfg["n_heads"], cfg["qkv_bias"]  # 改：下面两行要写短一点
-        self.att = GroupedQueryAttention(size, size, cfg["drop_rate"], h, cfg["n_kv_groups"], bias)  # 改：份数等于头数就是多头注意力，作参照
-        if cfg["latent_dim"] is not None:  # 改：给了 r 就换成 MLA
-            self.att = MultiHeadLatentAttention(size, size, cfg["drop_rate"], h, bias, cfg["latent_dim"])  # 改：同上
-        self.ff = FeedForward(cfg)
-        self.norm1 = LayerNorm(cfg["emb_dim"])
-        self.norm2 = LayerNorm(cfg["emb_dim"])
-        self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
+    参数:
+        vocab_size (int): 词表大小
+        n_kv_groups (int): GQA 有几份键和值；等于头数就是多头注意力
+        latent_dim (int 或 None): 给了 r 就换成 MLA
+        seed (int): 初始权重的种子
 
-    def forward(self, x, use_cache=False):  # 改：要不要用缓存，一路传下去
-        shortcut = x
-        x = self.norm1(x)
-        x = self.att(x, use_cache)  # (b, t, d)　改：只有注意力有缓存
-        x = self.drop_shortcut(x)
-        x = x + shortcut
-        shortcut = x
-        x = self.norm2(x)
-        x = self.ff(x)  # (b, t, d)
-        x = self.drop_shortcut(x)
-        return x + shortcut
-
-
-class GPTModel(nn.Module):
-    """GPT，注意力换成 GQA 或 MLA，可以带缓存。（原版详解见 ch04/main/example_06_gpt_model.py）"""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
-        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
-        self.drop_emb = nn.Dropout(cfg["drop_rate"])
-        self.trf_blocks = nn.Sequential(*[TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
-        self.final_norm = LayerNorm(cfg["emb_dim"])
-        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
-        self.current_pos = 0  # 改：缓存里有几个词元，新词元的位置从它数起
-
-    # 改：换一段话之前，每层的缓存和位置一起清零
-    def reset_kv_cache(self):
-        for block in self.trf_blocks:
-            block.att.reset_cache()
-        self.current_pos = 0
-
-    def forward(self, in_idx, use_cache=False):  # 改：要不要用缓存
-        t = in_idx.shape[1]
-        start = self.current_pos if use_cache else 0  # 改：有缓存时，位置接着数
-        if start + t > self.pos_emb.num_embeddings:  # 改：连缓存里的一起数
-            raise ValueError(f"输入有 {start + t} 个词元，超过了模型的上下文长度 {self.pos_emb.num_embeddings}")  # 改：同上
-        tok_embeds = self.tok_emb(in_idx)  # (b, t, d)
-        pos_embeds = self.pos_emb(torch.arange(start, start + t, device=in_idx.device))  # (t, d)　改：从 start 数起
-        self.current_pos = start + t if use_cache else self.current_pos  # 改：记下数到哪里了
-        x = tok_embeds + pos_embeds  # (b, t, d)
-        x = self.drop_emb(x)
-        for block in self.trf_blocks:  # 改：要传第二个参数，nn.Sequential 只传一个，所以自己一块一块地调用
-            x = block(x, use_cache)  # (b, t, d)
-        x = self.final_norm(x)
-        return self.out_head(x)  # (b, t, V)
-
-
-# endregion
+    返回:
+        GPTModel: 建好的
+    """
+    torch.manual_seed(seed)
+    model, d, h = GPTModel(CONFIG | {"vocab_size": vocab_size}), CONFIG["emb_dim"], CONFIG["n_heads"]
+    for block in model.trf_blocks:
+        block.att = MultiHeadLatentAttention(d, d, 0.0, h, latent_dim=latent_dim) if latent_dim else GroupedQueryAttention(d, d, 0.0, h, n_kv_groups)
+    return model
 
 
 # region 沿用 ch04/experiments/exp_seed_noise.py: encode_characters, bigram_loss, validation_loss, train, milestones, side_by_side, paired_interval, verdict, draw_differences
@@ -488,24 +519,6 @@ def compress(attention, r):
     return latent
 
 
-def squeeze(model, cfg, r):
-    """整个训练好的模型，每层的多头注意力都压成 MLA，其余照搬。
-
-    参数:
-        model (GPTModel): 训练好的，键和值的份数等于头数
-        cfg (dict): 它的配置
-        r (int): 压缩后几个数
-
-    返回:
-        GPTModel: 压好的
-    """
-    small = GPTModel(cfg | {"latent_dim": r})
-    small.load_state_dict(model.state_dict(), strict=False)  # 注意力以外的
-    for block, original in zip(small.trf_blocks, model.trf_blocks):
-        block.att = compress(original.att, r)
-    return small
-
-
 def train_once(path, n_kv_groups, latent_dim, sizes, steps, seed):
     """训练一次；sizes 里有数时，再把训练好的压成那么大，记下压完的损失，和接着练二十分之一的步数之后的损失。
 
@@ -518,15 +531,17 @@ def train_once(path, n_kv_groups, latent_dim, sizes, steps, seed):
         seed (int): 初始权重和批的次序
 
     返回:
-        dict: curve 是 train 的结果；squeezed 是 r → [刚压完的损失, 接着练完的损失]
+        dict: curve 是 train 的结果；squeezed 是 r → 刚压完、接着练完的两个损失
     """
     train_ids, val_ids, chars = encode_characters(Path(path).read_text(encoding="utf-8"))
-    cfg = CONFIG | {"vocab_size": len(chars), "n_kv_groups": n_kv_groups, "latent_dim": latent_dim}
-    torch.manual_seed(seed)
-    model = GPTModel(cfg)
+    model = build_model(len(chars), n_kv_groups, latent_dim, seed)
     result = {"curve": train(model, train_ids, val_ids, 32, steps, seed), "squeezed": {}}
     for r in sizes:
-        again = train(squeeze(model, cfg, r), train_ids, val_ids, 32, max(1, steps // 20), seed + 500)  # 接着看到的批与训练时的不同，所以种子加 500
+        small = build_model(len(chars), 1, r, seed)
+        small.load_state_dict(model.state_dict(), strict=False)  # 注意力以外的照搬
+        for block, original in zip(small.trf_blocks, model.trf_blocks):
+            block.att = compress(original.att, r)
+        again = train(small, train_ids, val_ids, 32, max(1, steps // 20), seed + 500)  # 接着看到的批与训练时的不同，所以种子加 500
         result["squeezed"][r] = [again[0][1], again[-1][1]]
     return result
 
@@ -560,28 +575,6 @@ def latent_step(attention, cache, x, length, absorb):
     return attention.out_proj(context.transpose(1, 2).reshape(b, 1, h * k))  # (b, 1, d)
 
 
-def prepare_steps(length=4096, d=1024, h=16, r=256):
-    """四种做法各备好一层注意力和写满的缓存，返回"再走一步"。GQA 的份数取得与 MLA 的缓存一样大。
-
-    参数:
-        length (int): 缓存里有几个词元
-        d (int): 嵌入维度
-        h (int): 头数
-        r (int): 压缩后几个数
-
-    返回:
-        dict[str, callable]: 名字 → 走一步
-    """
-    x, latent, k = torch.randn(1, 1, d), MultiHeadLatentAttention(d, d, 0.0, h, latent_dim=r), d // h
-    copies = r // (2 * k)
-    steps = {
-        name: partial(decode_step, GroupedQueryAttention(d, d, 0.0, h, each), torch.randn(2, 1, each, length + 1, k), x, length)
-        for name, each in [(f"MHA\n{2 * d} 个数", h), (f"GQA {copies} 份\n{2 * k * copies} 个数", copies)]
-    }
-    packets = torch.randn(1, length + 1, r)
-    return steps | {f"MLA {name}\n{r} 个数": partial(latent_step, latent, packets, x, length, absorb) for name, absorb in [("吸收", True), ("展开", False)]}
-
-
 def rope(x, start=0):
     """旋转位置编码（RoPE）：第 m 个词元的每一对数，转 m 倍的角度；点积只看两个词元隔多远。
 
@@ -612,7 +605,7 @@ def rope_errors(t=8, k=16, r=12, extra=4):
         extra (int): 专管旋转的那一段有几维，各个头合用，每个词元多存这么多个数
 
     返回:
-        dict[str, float]: 名字 → 误差，最后一项是同一段内容换了次序，分数变了多少（0 就是不知道位置）
+        dict[str, float]: 名字 → 误差；最后一项是加上旋转的一小段，分数变了多少（0 就是不知道位置）
     """
     queries, latent, up = (torch.randn(*shape, dtype=torch.float64) for shape in [(t, k), (t, r), (k, r)])
     small_q, small_k = torch.randn(2, t, extra, dtype=torch.float64)  # (t, extra)，(t, extra)
@@ -640,7 +633,7 @@ def draw(base, losses, times, gaps, squeezed, quick, path):
 
     参数:
         base (float): 多头注意力的平均损失
-        losses (dict): 做法 → {每个词元存几个数: 每个种子的损失}
+        losses (dict): 做法 → 每个词元存几个数 → 每个种子的损失
         times (dict): 做法 → 毫秒的四分位数
         gaps (dict): 名字 → 每个种子 MLA 减去参照的差
         squeezed (dict): 名字 → 每个种子直接压减去带着压缩训练的差
@@ -664,8 +657,8 @@ def draw(base, losses, times, gaps, squeezed, quick, path):
         step.errorbar(row, median, [[median - low], [high - median]], color="black", capsize=5)
         step.annotate(f" {median:.2g}", (row, high), ha="center", va="bottom")
     step.set_xticks(range(len(times)), list(times))
-    step.set_ylabel("缓存 4096 个词元，一层走一步（毫秒）\n短线：中间一半")
-    for axis, differences, title in [(left, gaps, "缓存同样大：MLA 减去 GQA"), (right, squeezed, "训练好再压，减去带着压缩训练")]:
+    step.set(title="缓存里有 4096 个词元，一层走一步（短线：中间一半）", ylabel="毫秒")
+    for axis, differences, title in [(left, gaps, "MLA 减去缓存同样大的 GQA（或 MHA）"), (right, squeezed, "训练好再压，减去带着压缩训练")]:
         draw_differences(axis, differences, quick)
         axis.set(title=title, xlabel="损失的差（往左是更低）")
     path.parent.mkdir(exist_ok=True)
@@ -705,19 +698,16 @@ def confirm(claim, ok, hint):
 def main():
     """同一个小模型，缓存里的数从 128 个减到 r 个：与 GQA 比，与训练好再压比；展开与吸收，各快多少；旋转放在哪里。"""
     parser = argparse.ArgumentParser(description="实验　多头潜在注意力：缓存里只存一个压缩包")
-    parser.add_argument("--latent", type=int, nargs="+", default=[64, 32, 16], help="压缩后几个数，可以给几个，各训练一遍（默认：64 32 16）")
+    parser.add_argument("--latent", type=int, nargs="+", default=[64, 16], help="带着压缩训练的，压缩后几个数，可以给几个（默认：64 16）")
     parser.add_argument("--steps", type=int, default=600, help="每个模型训练几步（默认：600）")
     parser.add_argument("--seeds", type=int, default=5, help="用几个种子，5 到 10（默认：5）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子；几个种子是它乘 1000 再加 0、1、2……（默认：123）")
     parser.add_argument("--quick", action="store_true", help="两个种子，每次只训练 4 步：看流程，不下结论")
     args = parser.parse_args()
     d, h = CONFIG["emb_dim"], CONFIG["n_heads"]
-    if not 1 <= args.steps <= 100000:
-        parser.error(f"--steps 应在 1 到 100000 之间，不能是 {args.steps}")
-    if args.seeds not in T99:
-        parser.error(f"--seeds 应在 5 到 10 之间，不能是 {args.seeds}")
-    if not 0 <= args.seed < 2**50:
-        parser.error(f"--seed 应是 0 到 2 的 50 次方之间的整数，不能是 {args.seed}")
+    for name, low, high in [("steps", 1, 100000), ("seeds", 5, 10), ("seed", 0, 10**9)]:
+        if not low <= getattr(args, name) <= high:
+            parser.error(f"--{name} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
     if wrong := [r for r in args.latent if not 1 <= r <= d]:
         parser.error(f"--latent 应在 1 到 {d}（嵌入维度）之间，不能是 {wrong[0]}：压成更多的数就不叫压缩了")
     steps, seeds = min(args.steps, 4) if args.quick else args.steps, [args.seed * 1000 + i for i in range(2 if args.quick else args.seeds)]
@@ -728,7 +718,7 @@ def main():
 
     latents = sorted(set(args.latent), reverse=True)
     copies = {r: r * h // (2 * d) for r in latents if r < d and r * h % (2 * d) == 0 and h % (r * h // (2 * d)) == 0}  # 缓存一样大的 GQA 有几份
-    variants = {"MHA": (h, None, tuple(sorted({*latents, d}))), **{f"GQA {r}": (each, None, ()) for r, each in copies.items()}, **{f"MLA {r}": (1, r, ()) for r in latents}}
+    variants = {"MHA": (h, None, tuple(sorted({*latents, d, d // 2, d // 8}, reverse=True))), **{f"GQA {r}": (each, None, ()) for r, each in copies.items()}, **{f"MLA {r}": (1, r, ()) for r in latents}}
     cases = {(str(path), *each, steps, seed): name for name, each in variants.items() for seed in seeds}
     results = side_by_side(train_once, list(cases), OUTPUTS / "exp_mla", workers=1 if args.quick else None)
     runs = {name: [result for case, result in results.items() if cases[case] == name] for name in variants}
@@ -738,20 +728,17 @@ def main():
     few = max(1, steps // 20)
     print(f"\n① 存几个数　写满的缓存　公式算的　带着压缩训练　训练好再压　压了再练 {few} 步　缓存同样大的 GQA（训练完的平均损失）")
     print(f"{2 * d:9}{calc_kv_bytes_total(1, 32, d, h, h, 2, 4):13,} B（不压缩）{statistics.mean(ends['MHA']):14.3f}")
-    exact = same = absorbed = True
-    for r in latents:
-        model, logits = GPTModel(CONFIG | {"vocab_size": len(chars), "latent_dim": r, "n_kv_groups": h}).eval(), []
-        for absorb in (True, False):
-            for block in model.trf_blocks:
-                block.att.absorb = absorb
-            with torch.no_grad():
-                logits.append(model(val_ids[None, :32]))
-        same &= cache_error(model, val_ids[None, :32]) < 1e-3  # 写满了上下文，接着量真的缓存
-        measured, formula = sum(block.att.cache_c_kv.nbytes for block in model.trf_blocks), mla_bytes_total(1, 32, 2, r, 4)
+    exact = same = True
+    for r in now:
+        attention, x = MultiHeadLatentAttention(d, d, 0.0, h, latent_dim=r), torch.randn(1, 32, d)
+        expanded, attention.absorb = attention(x), True
+        cached = torch.cat([attention(part, use_cache=True) for part in x.split(1, dim=1)], dim=1)  # (b, t, d)　吸收，一个词元一个词元地来
+        same &= torch.allclose(cached, expanded, atol=1e-5)
+        measured, formula = 2 * attention.cache_c_kv.nbytes, mla_bytes_total(1, 32, 2, r, 4)  # 两层，写满 32 个词元
         exact &= measured == formula
-        absorbed &= torch.allclose(*logits, atol=1e-3)
-        row = [statistics.mean(each) for each in (ends[f"MLA {r}"], now[r], later[r])]
-        print(f"{r:9}{measured:13,} B{formula:9,} B{row[0]:12.3f}{row[1]:15.3f}{row[2]:15.3f}" + (f"{statistics.mean(ends[f'GQA {r}']):17.3f}（{copies[r]} 份）" if r in copies else ""))
+        fresh = f"{statistics.mean(ends[f'MLA {r}']):12.3f}" if r in latents else f"{'—':>12}"
+        rival = f"{statistics.mean(ends[f'GQA {r}']):15.3f}（{copies[r]} 份）" if r in copies else ""
+        print(f"{r:9}{measured:13,} B{formula:9,} B{fresh}{statistics.mean(now[r]):15.3f}{statistics.mean(later[r]):15.3f}{rival}")
 
     print("\n② 同一个种子配对的差；± 是 99% 区间的半宽" + ("\n训练太短：看流程，不下结论" if args.quick else "，比它小的差，这里看不见"))
     gaps, squeezed = {}, {}
@@ -765,7 +752,10 @@ def main():
             squeezed[f"r = {r}\n{title}"] = differences = [a - b for a, b in zip(losses, ends[f"MLA {r}"])]
             print(f"  r = {r:2}，训练好{title}，减去带着压缩训练　{describe(differences, args.quick)}")
 
-    times = interleaved(prepare_steps(), 3 if args.quick else 21)
+    attention, packets, x = MultiHeadLatentAttention(1024, 1024, 0.0, 16, latent_dim=256), torch.randn(1, 4097, 256), torch.randn(1, 1, 1024)
+    todo = prepare_steps({f"{title}\n{128 * each} 个数": GroupedQueryAttention(1024, 1024, 0.0, 16, each) for title, each in [("MHA", 16), ("GQA 2 份", 2)]})
+    todo |= {f"MLA {name}\n256 个数": partial(latent_step, attention, packets, x, 4096, absorb) for name, absorb in [("吸收", True), ("展开", False)]}
+    times = interleaved(todo, 3 if args.quick else 21)
     base = times[next(iter(times))]
     print("\n③ 大一些（d = 1024，16 个头，r = 256，缓存 4096 个词元），一层走一步（毫秒，中位数和中间一半）：")
     for name, (low, median, high) in times.items():
@@ -786,9 +776,12 @@ def main():
     print("\n这个数字对吗？")
     worst = max(abs(a - b) for a, b in zip(now[d], ends["MHA"]))
     confirm(f"压到 d = {d} 个数，与原来的多头注意力损失相同（{len(seeds)} 个种子，最多差 {worst:.0e}）", worst < 1e-3, "叠权重时键和值的次序反了，或漏乘了奇异值")
+    whole = MultiHeadAttention(64, 64, 32, 0.0, 8)
+    small, stacked = compress(whole, 16), torch.cat([whole.W_key.weight, whole.W_value.weight])  # (2d, d)
+    error = (torch.cat([small.W_UK.weight, small.W_UV.weight]) @ small.W_DKV.weight - stacked).norm()
+    confirm("压到 16 个数，权重的误差正好等于扔掉的奇异值：没有更小的了", abs(error - torch.linalg.svdvals(stacked)[16:].norm()) < 1e-4, "留下的不是最大的几个方向")
     confirm("实测的缓存与公式一个字节不差", exact, "存的是展开之后的键和值，那就一点没省")
-    confirm("有缓存与没有缓存，logits 相同（最多差千分之一）", same, "位置没有接着数，或掩码没有右移")
-    confirm("展开与吸收，logits 相同（最多差千分之一）", absorbed, "缩放用成了 √r，或 W_UK 拆头的次序不对")
+    confirm("带着缓存、吸收着一个一个地来，与展开了一次算完，输出相同", same, "缩放用成了 √r，W_UK 拆头的次序不对，或掩码没有右移")
     attention, x = MultiHeadLatentAttention(64, 64, 0.0, 8, latent_dim=16), torch.randn(2, 17, 64)
     expected = attention(x)[:, -1:]
     right = [torch.allclose(latent_step(attention, attention.W_DKV(x).detach(), x[:, -1:], 16, absorb), expected, atol=1e-5) for absorb in (True, False)]

@@ -2,21 +2,22 @@
 
 问题：　层数和宽度怎样决定参数、内存和速度？块里参数相同的"深而窄"和"浅而宽"，哪个快？
 先猜：　宽度翻倍，参数变几倍？层数翻倍呢？2 层 × 512 维、8 层 × 256 维、32 层 × 128 维，块里参数一样多，哪个快？（先想 10 秒，再运行）
-看点：　① 块里的参数约是 12 × 层数 × d²：宽度的平方，层数的一次方；② 参数相同，运算次数也几乎相同，速度却可以差好几倍；
-        ③ 训练要的内存，是权重的 4 倍，激活值还没算；④ 按这台机器的速度，训练 GPT-2 要多久。
-动手改：1. --tokens 16：各种形状每秒的词元都掉了几倍：活太少，时间花在一层层地"开工"、读权重、更新参数上，不在运算上；最浅的也未必还是最快的。
+看点：　① 块里的参数约是 12 × 层数 × d²：宽度的平方，层数的一次方；② 参数相同，运算次数也几乎相同，每秒做的运算却可以差好几倍；
+        ③ 训练要的内存，是权重的 4 倍，激活值还没算；④ 按这台机器的速度，训练 GPT-2 small 要多久。
+动手改：1. --tokens 16：各种形状每秒的词元都少了，每秒的运算也少了：活太少，时间花在别处（读权重、更新参数、一层层地调用）。
         2. --tokens 512：活多了，看几种形状的差距怎样变。
         3. 把 SHAPES 里的 (32, 128) 换成 (128, 64)：块里参数仍然一样多，还要慢。
 
 运行：
     python ch04/experiments/exp_model_scales.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_model_scales.py --quick
-    约 12 秒，2.5 GB（2 核 CPU）
+    约 20 秒，2.5 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
@@ -25,14 +26,12 @@ import torch
 import torch.nn as nn
 import zhplot  # noqa: F401　导入它，图上就能写中文
 from matplotlib.ticker import NullFormatter
-from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 # 词表取得很小：50257 的词表会让输出层盖过一切，看不出块的形状有什么影响。
 BASE = {"vocab_size": 512, "context_length": 1024, "drop_rate": 0.0, "qkv_bias": False}
 SHAPES = [(2, 512), (8, 256), (32, 128)]  # 层数、d；块里的参数都约是 12 × 524,288
 GRID = [(layers, emb_dim) for layers in (2, 8, 32) for emb_dim in (128, 256, 512) if (layers, emb_dim) != (32, 512)]  # 32 × 512 有一亿个参数，太占内存
-GPT2 = {"small": (12, 768), "medium": (24, 1024), "large": (36, 1280), "xl": (48, 1600)}
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -171,15 +170,13 @@ class GPTModel(nn.Module):
 # endregion
 
 
-def build(layers, emb_dim, device, vocab_size=BASE["vocab_size"]):
+def build(layers, emb_dim, device):
     """建一个模型，每个头 64 维。
 
     参数:
         layers (int): 层数
         emb_dim (int): 嵌入维度 d
-        device (str 或 torch.device): 建在哪里；"meta" 只有形状，用来数参数
-        vocab_size (int): 词表大小
-
+        device (str 或 torch.device): 建在哪里；"meta" 只有形状
     返回:
         GPTModel: 模型
 
@@ -190,7 +187,7 @@ def build(layers, emb_dim, device, vocab_size=BASE["vocab_size"]):
         raise ValueError(f"d = {emb_dim} 不能被 64 整除，无法分成每个 64 维的头")
     torch.manual_seed(123)
     with torch.device(device):
-        return GPTModel(BASE | {"vocab_size": vocab_size, "n_layers": layers, "emb_dim": emb_dim, "n_heads": emb_dim // 64})
+        return GPTModel(BASE | {"n_layers": layers, "emb_dim": emb_dim, "n_heads": emb_dim // 64})
 
 
 def flops_per_token(layers, emb_dim, t, vocab_size):
@@ -287,6 +284,37 @@ def draw(results, path):
     plt.close(figure)
 
 
+# region 沿用 ch03/experiments/exp_attention_complexity.py: take_turns, quartiles, compare
+def take_turns(works, rounds, device=None):
+    """轮流计时：每一轮把几份各做一遍，电脑忽快忽慢时大家一起快慢，比较才公平。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    on_gpu, times = device is not None and device.type != "cpu", {name: [] for name in works}
+    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            start = clock()
+            work()
+            if on_gpu:
+                torch.get_device_module(device).synchronize()
+            if turn:
+                times[name].append(clock() - start)
+    return times
+
+
+def quartiles(values):
+    """量了许多次，中间一半落在哪里。只报一个平均，看不出机器忙不忙。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def compare(values, reference):
+    """甲是乙的几倍；两边中间的一半重叠了，就说分不出。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    (low, middle, high), (floor, center, ceiling) = quartiles(values), quartiles(reference)
+    ratio = f"{middle / center:.2f} 倍"
+    return ratio if high < floor or low > ceiling else f"分不出（中位数是 {ratio}）"
+
+
+# endregion
+
+
 # region 沿用 setup/device_check.py: pick_device
 def pick_device(name="auto"):
     """选择计算设备；点名要的设备不存在就报错，绝不悄悄换成 CPU。（详解见 setup/device_check.py）"""
@@ -311,67 +339,50 @@ def confirm(claim, ok, hint):
 
 
 def main():
-    """每种形状量参数、内存、速度，再推算 GPT-2 的四种规模。"""
+    """每种形状量参数、内存、速度。"""
     parser = argparse.ArgumentParser(description="实验　同样多的参数，要深还是要宽")
     parser.add_argument("--tokens", type=int, default=256, help="序列长度 t（默认：256）")
-    parser.add_argument("--rounds", type=int, default=3, help="轮流量几遍，取中位数（默认：3）")
+    parser.add_argument("--rounds", type=int, default=5, help="轮流量几遍（默认：5）")
     parser.add_argument("--device", default="cpu", help="auto、mps、cuda 或 cpu（默认：cpu）")
-    parser.add_argument("--quick", action="store_true", help="只量块里参数相同的三种形状，序列缩短到 64")
+    parser.add_argument("--quick", action="store_true", help="少几种形状，序列缩短到 32")
     args = parser.parse_args()
-    for name, high in [("tokens", BASE["context_length"]), ("rounds", 100)]:
-        if not 1 <= getattr(args, name) <= high:
-            parser.error(f"--{name} 应在 1 到 {high} 之间，不能是 {getattr(args, name)}")
-    t = min(args.tokens, 64) if args.quick else args.tokens
+    for name, low, high in [("tokens", 1, BASE["context_length"]), ("rounds", 2, 100)]:
+        if not low <= getattr(args, name) <= high:
+            parser.error(f"--{name} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
+    t, rounds = (min(args.tokens, 32), 3) if args.quick else (args.tokens, args.rounds)
+    grid = [shape for shape in GRID if shape[1] < 512 and shape[0] < 32] if args.quick else GRID
     print(f"批大小 1，序列 {t} 个词元，每个头 64 维，词表 {BASE['vocab_size']}", flush=True)
+    torch.set_num_threads(1)  # 只用一个核：take_turns 就能看 CPU 时间，不怕别的程序打扰
     try:
         device = pick_device(args.device)
         idx = torch.randint(BASE["vocab_size"], (1, t)).to(device)  # (b, t)
-        trainers = {shape: Trainer(*shape, idx, device) for shape in (SHAPES if args.quick else dict.fromkeys([*GRID, *SHAPES]))}
+        trainers = {shape: Trainer(*shape, idx, device) for shape in dict.fromkeys([*grid, *SHAPES])}
     except ValueError as error:
         parser.error(str(error))
 
-    seconds = {shape: {"forward": [], "train": []} for shape in trainers}
-    for _ in tqdm(range(args.rounds), desc="轮流量", unit="轮", leave=False):
-        for shape, trainer in trainers.items():
-            for kind in ("forward", "train"):
-                start = time.perf_counter()
-                getattr(trainer, kind)().item()
-                seconds[shape][kind].append(time.perf_counter() - start)
-
-    print("\n层数     d        参数  块里参数  训练占内存 MB  推理 词元/秒  训练 词元/秒  训练 十亿次/秒")
+    turns = take_turns({(kind, shape): getattr(trainer, kind) for shape, trainer in trainers.items() for kind in ("forward", "train")}, rounds, device)
+    print("\n层数     d        参数  块里参数  训练占内存 MB  推理 词元/秒　训练 词元/秒（四分位）　训练 十亿次/秒")
     results = {}
     for (layers, emb_dim), trainer in trainers.items():
         parameters = sum(p.numel() for p in trainer.model.parameters())
         in_blocks = sum(p.numel() for p in trainer.model.trf_blocks.parameters())
-        forward, train = (t / sorted(values)[len(values) // 2] for values in seconds[layers, emb_dim].values())
-        gflops = 3 * flops_per_token(layers, emb_dim, t, BASE["vocab_size"]) * train / 1e9  # 前向一份，反向两份
-        results[layers, emb_dim] = {"params": parameters, "blocks": in_blocks, "bytes": trainer.nbytes(), "forward": forward, "train": train, "gflops": gflops}
+        forward, train = ([t / seconds for seconds in turns[kind, (layers, emb_dim)]] for kind in ("forward", "train"))
+        low, middle, high = quartiles(train)
+        gflops = 3 * flops_per_token(layers, emb_dim, t, BASE["vocab_size"]) * middle / 1e9  # 前向一份，反向两份
+        results[layers, emb_dim] = {"params": parameters, "blocks": in_blocks, "bytes": trainer.nbytes(), "rates": train, "train": middle, "gflops": gflops}
         print(f"{layers:4}{emb_dim:6}{parameters:12,}{in_blocks / 12 / layers / emb_dim**2:6.3f} × 12Ld²{trainer.nbytes() / 2**20:9.1f}", end="")
-        print(f"{forward:14,.0f}{train:14,.0f}{gflops:14.1f}")
+        print(f"{statistics.median(forward):14,.0f}{middle:14,.0f}（{low:,.0f}–{high:,.0f}）{gflops:10.1f}")
     draw(results, OUTPUTS / "model_scales.png")
     print(f"图片已写到 {OUTPUTS / 'model_scales.png'}")
 
-    peak = max(each["gflops"] for each in results.values())
-    print(f"\nGPT-2 的四种规模（数参数在 meta 上，不占内存；用时按这次最快的 {peak:.0f} 十亿次/秒推算，是个乐观的估计）")
-    totals = {}
-    for name, (layers, emb_dim) in GPT2.items():
-        totals[name] = sum(p.numel() for p in build(layers, emb_dim, "meta", vocab_size=50257).parameters())
-        step = 3 * flops_per_token(layers, emb_dim, 1024, 50257)
-        weights, cache = totals[name] * 4 / 2**30, 2 * layers * 1024 * emb_dim * 4 / 2**20
-        print(f"  {name.ljust(6)} {totals[name]:>13,} 个　推理 {weights:4.1f} GB　训练 {4 * weights:4.1f} GB 加激活值　", end="")
-        print(f"KV 缓存 {cache:4.0f} MB（1024 个词元）　训练 {peak * 1e9 / step:6.1f} 词元/秒")
-
     print("\n所以（都是这一次量的）：")
-    same = {shape: results[shape] for shape in SHAPES if shape in results}
-    fastest, slowest = max(same, key=lambda shape: same[shape]["train"]), min(same, key=lambda shape: same[shape]["train"])
-    ratio = same[fastest]["train"] / same[slowest]["train"]
-    print(f"  块里参数几乎相同的三种形状，训练最快的是 {fastest[0]} 层 × {fastest[1]}，是最慢的 {slowest[0]} 层 × {slowest[1]} 的 {ratio:.1f} 倍。")
-    if fastest[0] < slowest[0]:
-        print("  浅而宽的快：矩阵大，每次调用干的活多；深而窄的要一层等一层，许多时间花在开工上。可是学得好不好是另一回事：GPT-2 加大时，深度和宽度是一起加的。")
-    else:
-        print("  这一次浅而宽的并不快：换长一点的序列再试，或者机器正忙。")
+    same = {shape: results[shape] for shape in SHAPES}
+    fastest, slowest = (pick(same, key=lambda shape: same[shape]["train"]) for pick in (max, min))
+    print(f"  块里参数几乎相同的三种形状，训练最快的 {fastest[0]} 层 × {fastest[1]}，每秒的词元是最慢的 {slowest[0]} 层 × {slowest[1]} 的 {compare(same[fastest]['rates'], same[slowest]['rates'])}；")
+    print(f"  每秒的运算是 {same[fastest]['gflops']:.1f} 对 {same[slowest]['gflops']:.1f} 十亿次。（学得好不好是另一回事：GPT-2 加大时，深度和宽度是一起加的。）")
+    peak = max(each["gflops"] for each in results.values())
     days = 9e9 / (peak * 1e9 / (3 * flops_per_token(12, 768, 1024, 50257))) / 86400
-    print(f"  GPT-2 的训练文本有 40 GB，粗略算 90 亿个词元：只看一遍，small 在这台机器上要 {days:,.0f} 天。")
+    print(f"  GPT-2 的训练文本有 40 GB，粗略算 90 亿个词元：只看一遍，small 在这台机器的一个核上，按最快的 {peak:.0f} 十亿次/秒，要 {days:,.0f} 天。")
 
     print("\n这个数字对吗？")
     worst = max(abs(each["blocks"] / (12 * layers * emb_dim**2) - 1) for (layers, emb_dim), each in results.items())
@@ -379,7 +390,6 @@ def main():
     confirm("训练占的内存正好是权重的 4 倍：权重、梯度、两份动量，每个参数 16 字节", all(each["bytes"] == 16 * each["params"] for each in results.values()), "精度不是 float32，或优化器不是 AdamW")
     counts = [each["blocks"] for each in same.values()]
     confirm(f"三种形状，块里的参数相差不到 2%（{min(counts):,} 到 {max(counts):,}）", max(counts) / min(counts) < 1.02, "层数 × d² 不相等，比的就不只是形状了")
-    confirm("small 与 xl 的参数与练习 4.2 相同：163,009,536 和 1,637,792,000", (totals["small"], totals["xl"]) == (163009536, 1637792000), "配置抄错了")
 
 
 if __name__ == "__main__":

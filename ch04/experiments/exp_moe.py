@@ -38,6 +38,7 @@ import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+CONFIG = {"context_length": 32, "emb_dim": 64, "n_heads": 4, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
 SMALL, LARGE, PLAIN, BALANCED = "密集，计算量相同", "密集，参数量相同", "MoE，不加均衡损失", "MoE，加均衡损失"
 
 
@@ -133,8 +134,8 @@ class MoEFeedForward(nn.Module):
         """
         flat = x.flatten(0, 1)  # (n, d)　路由只看词元自己，不分样本
         scores = self.gate(flat)  # (n, e)
-        top_scores, top_experts = scores.topk(self.num_experts_per_tok, dim=-1)  # (n, j)，(n, j)
         everyone = torch.softmax(scores, dim=-1)  # (n, e)
+        top_scores, top_experts = scores.topk(self.num_experts_per_tok, dim=-1)  # (n, j)，(n, j)
         # 陷阱：只选一个（j = 1）时，一个数的 softmax 永远是 1，路由收到的梯度正好是 0，练多久都不动；要取 everyone 里的那一份。
         probs = torch.softmax(top_scores, dim=-1) if self.norm_topk_prob else everyone.gather(1, top_experts)  # (n, j)
         out = torch.zeros_like(flat)  # (n, d)
@@ -194,7 +195,7 @@ class MultiHeadAttention(nn.Module):
 # endregion
 
 
-# region 沿用 ch04/main: LayerNorm
+# region 沿用 ch04/main: LayerNorm, TransformerBlock, GPTModel
 class LayerNorm(nn.Module):
     """层归一化（layer normalization）：把每个词元的 d 个数调成均值 0、方差 1，再学着缩放和平移。（详解见 ch04/main/example_02_layernorm.py）"""
 
@@ -211,12 +212,8 @@ class LayerNorm(nn.Module):
         return self.scale * norm_x + self.shift
 
 
-# endregion
-
-
-# region 改写 ch04/main: TransformerBlock
 class TransformerBlock(nn.Module):
-    """Transformer 块，前馈网络可以换成 MoE。（原版详解见 ch04/main/example_05_transformer_block.py）"""
+    """Transformer 块：注意力 + 前馈网络，各自先归一化、再用残差连接加回去。（详解见 ch04/main/example_05_transformer_block.py）"""
 
     def __init__(self, cfg):
         super().__init__()
@@ -228,7 +225,7 @@ class TransformerBlock(nn.Module):
             dropout=cfg["drop_rate"],
             qkv_bias=cfg["qkv_bias"],
         )
-        self.ff = MoEFeedForward(cfg) if cfg["num_experts"] > 0 else FeedForward(cfg)  # 改：专家数是 0 就用密集的，与原书同
+        self.ff = FeedForward(cfg)
         self.norm1 = LayerNorm(cfg["emb_dim"])
         self.norm2 = LayerNorm(cfg["emb_dim"])
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
@@ -246,10 +243,6 @@ class TransformerBlock(nn.Module):
         return x + shortcut
 
 
-# endregion
-
-
-# region 沿用 ch04/main: GPTModel
 class GPTModel(nn.Module):
     """GPT：词嵌入 + 位置嵌入 → 一摞 Transformer 块 → 归一化 → 对每个位置给出整个词表的分数。（详解见 ch04/main/example_06_gpt_model.py）"""
 
@@ -392,6 +385,37 @@ def draw_differences(axis, differences, quick=False):
 # endregion
 
 
+# region 沿用 ch03/experiments/exp_attention_complexity.py: take_turns, quartiles, compare
+def take_turns(works, rounds, device=None):
+    """轮流计时：每一轮把几份各做一遍，电脑忽快忽慢时大家一起快慢，比较才公平。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    on_gpu, times = device is not None and device.type != "cpu", {name: [] for name in works}
+    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            start = clock()
+            work()
+            if on_gpu:
+                torch.get_device_module(device).synchronize()
+            if turn:
+                times[name].append(clock() - start)
+    return times
+
+
+def quartiles(values):
+    """量了许多次，中间一半落在哪里。只报一个平均，看不出机器忙不忙。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def compare(values, reference):
+    """甲是乙的几倍；两边中间的一半重叠了，就说分不出。（详解见 ch03/experiments/exp_attention_complexity.py）"""
+    (low, middle, high), (floor, center, ceiling) = quartiles(values), quartiles(reference)
+    ratio = f"{middle / center:.2f} 倍"
+    return ratio if high < floor or low > ceiling else f"分不出（中位数是 {ratio}）"
+
+
+# endregion
+
+
 def told(differences, quick):
     """几个种子的差，写成一句：平均 ± 99% 区间的半宽，再加结论；训练太短就不下结论。
 
@@ -442,32 +466,12 @@ def train_once(path, experts, top_k, hidden, balance, steps, seed):
         list: train 的结果
     """
     train_ids, val_ids, chars = encode_characters(Path(path).read_text(encoding="utf-8"))
-    cfg = {"vocab_size": len(chars), "context_length": 32, "emb_dim": 64, "n_heads": 4, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
-    cfg |= {"num_experts": experts, "num_experts_per_tok": top_k, "norm_topk_prob": top_k > 1, "hidden_dim": hidden}
+    cfg = CONFIG | {"vocab_size": len(chars), "num_experts": experts, "num_experts_per_tok": top_k, "norm_topk_prob": top_k > 1, "hidden_dim": hidden}
     torch.manual_seed(seed)
-    model = GPTModel(cfg)
+    model = GPTModel(cfg)  # 这里的 FeedForward 是上面的 SwiGLU，所以密集的不必再换
+    for block in model.trf_blocks if experts else []:
+        block.ff = MoEFeedForward(cfg)
     return train(model, train_ids, val_ids, 32, steps, seed, lambda: balance * sum(block.ff.balance_loss for block in model.trf_blocks) if experts else 0.0)
-
-
-def layer_milliseconds(layers, x, rounds=40):
-    """几种前馈网络轮流各前向一次，如此许多轮：忙的时候大家都慢，比值才公道。
-
-    参数:
-        layers (dict[str, nn.Module]): 名字 → 前馈网络
-        x (Tensor): (b, t, d)
-        rounds (int): 几轮；另有 5 轮热身不算
-
-    返回:
-        dict[str, list[float]]: 名字 → 三个四分位数，毫秒
-    """
-    seconds = {name: [] for name in layers}
-    with torch.no_grad():
-        for _ in range(rounds + 5):
-            for name, layer in layers.items():
-                start = time.perf_counter()
-                layer(x)
-                seconds[name].append(time.perf_counter() - start)
-    return {name: [1000 * each for each in statistics.quantiles(values[5:], n=4)] for name, values in seconds.items()}
 
 
 def draw(curves, differences, bigram, quick, path):
@@ -490,6 +494,7 @@ def draw(curves, differences, bigram, quick, path):
     loss.legend()
     for axis, (title, values) in zip(panels, differences.items()):
         draw_differences(axis, {name.replace("，", "\n"): each for name, each in values.items()}, quick)
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel("损失的差（往左是更低）")
         axis.set_title(f"{title.strip('　')}，减去「{SMALL}」")
     path.parent.mkdir(exist_ok=True)
@@ -558,17 +563,17 @@ def main():
     cfg = {"emb_dim": d, "hidden_dim": hidden, "num_experts": experts, "num_experts_per_tok": top_k, "norm_topk_prob": top_k > 1}
     layers = {SMALL: FeedForward(cfg | {"hidden_dim": hidden * top_k}), LARGE: FeedForward(cfg | {"hidden_dim": hidden * experts}), "MoE": MoEFeedForward(cfg)}
     x, estimate = torch.randn(16, 32, d), estimate_params_and_hidden(d, hidden, experts, top_k)
-    times = layer_milliseconds(layers, x)
-    print("\n前馈网络　　　　　每层参数　一个词元用到　一层前向几毫秒（中间一半在哪里）")
+    with torch.no_grad():
+        times = take_turns({name: lambda layer=layer: layer(x) for name, layer in layers.items()}, 40)
+    print("\n前馈网络　　　　　每层参数　一个词元用到　一层前向几毫秒（中间一半的范围）")
     for name, layer in layers.items():
         count = sum(p.numel() for p in layer.parameters())
-        low, middle, high = times[name]
+        low, middle, high = [1000 * each for each in quartiles(times[name])]
         print(f"{name.ljust(8, '　')}{count:10,}{estimate['active'] if name == 'MoE' else count:12,}{middle:12.2f}（{low:.2f} 到 {high:.2f}）")
-    (_, dense, dense_high), (moe_low, moe_middle, _) = times[SMALL], times["MoE"]
-    told_time = f"慢到 {moe_middle / dense:.1f} 倍" if moe_low > dense_high else "快慢分不出（散得比差还开）"
-    print(f"算得一样多，MoE 比密集的{told_time}：挑词元、算 {experts} 次小的、放回去，都要时间。")
+    print(f"MoE 的用时是「{SMALL}」的 {compare(times['MoE'], times[SMALL])}：挑词元、分 {experts} 次算小矩阵、放回去，都要时间。")
 
     scores = {name: [milestones(curve) for curve in several] for name, several in curves.items()}
+    short = quick or statistics.mean(low for _, low in scores[SMALL]) > bigram  # 还不如数数：没练够
     print(f"\n验证损失（只看前一个字符、数数，是 {bigram:.3f}）　最低的，{len(seeds)} 个种子的平均：")
     print("　".join(f"{name} {statistics.mean(low for _, low in several):.3f}" for name, several in scores.items()))
     print("减去同一个种子的「" + SMALL + "」（± 是 99% 区间的半宽，比它小的差，这个实验看不出）：")
@@ -576,14 +581,14 @@ def main():
     for which, title in enumerate(["走到四分之一时", "最低的　　　　"]):
         differences[title] = {name: [a[which] - b[which] for a, b in zip(scores[name], scores[SMALL])] for name in (LARGE, PLAIN, BALANCED)}
         for name, each in differences[title].items():
-            print(f"  {title}　{name.ljust(11, '　')}{told(each, quick)}")
-    print(f"  最低的　　　　　均衡损失，加的减去不加的　{told([a[1] - b[1] for a, b in zip(scores[BALANCED], scores[PLAIN])], quick)}")
+            print(f"  {title}　{name.ljust(11, '　')}{told(each, short)}")
+    print(f"  最低的　　　　　均衡损失，加的减去不加的　{told([a[1] - b[1] for a, b in zip(scores[BALANCED], scores[PLAIN])], short)}")
 
     book = estimate_params_and_hidden(7168, 14336, 8, 2, match_dense=True)
     print("\n书中的配置（d = 7168，中间 14336 维，8 个专家用 2 个，总参数与密集的相当，bfloat16）：")
     print(f"  密集 {book['dense_params']:,} 个（{book['dense_params'] * 2 / 1e9:.2f} GB）；每个专家中间 {book['moe_hidden_dim']} 维，{book['per_expert_params']:,} 个；路由 {book['router']:,} 个")
     print(f"  MoE 共 {book['moe_total']:,} 个（{book['moe_total'] * 2 / 1e9:.2f} GB），一个词元用到 {book['active']:,} 个（{book['active'] * 2 / 1e9:.2f} GB）")
-    draw(curves, differences, bigram, quick, OUTPUTS / "moe.png")
+    draw(curves, differences, bigram, short, OUTPUTS / "moe.png")
     print(f"图片已写到 {OUTPUTS / 'moe.png'}")
 
     print("\n这个数字对吗？")

@@ -1,25 +1,31 @@
 """第 4 章 · 实验　换一种归一化、换一个位置、换一个激活函数，会怎样？
 
-问题：　LayerNorm 换成 RMSNorm，归一化从前面挪到后面，GELU 换成 ReLU 或 SwiGLU：验证损失差多少？
+问题：　归一化从前面挪到后面，或者干脆不要；LayerNorm 换成 RMSNorm，GELU 换成 ReLU 或 SwiGLU：验证损失差多少？
 先猜：　哪一样换了会真的不同，哪几样其实差不多？（先想 10 秒，再运行）
-看点：　① 先量误差：同样的配置只换种子，验证损失就会差一点；比这还小的差别，都不能说谁好；
-        ② 左图：归一化的种类和位置；右图：激活函数；③ 参数几乎一样多（SwiGLU 有三个矩阵，所以中间只升到 8/3 倍，而不是 4 倍）。
-动手改：1. --layers 4：浅的时候，后置、不归一化的都不差，与第一行差得不比换个种子多：归一化是为了叠得深。
-        2. --lr 0.0003：学习率小十倍，后置就追上来了；所以最初的 Transformer（后置）离不开学习率预热。
-        3. 把 RMSNorm 里的 x.pow(2).mean(…) 换成 x.var(…)：减不减均值，训练出来几乎一样，这正是 RMSNorm 敢省掉它的原因（自查会有一条 ✗）。
+看点：　① 左图：叠到 12 层，后置的（2017 年的原始写法）一步也没有学到前文，损失停在"只数每个字符有多少"的地方；
+        ② 中图、右图：每一种都与第一种配对相减，看区间：跨过 0 的，就是这个实验分不出的；③ 参数几乎一样多（SwiGLU 有三个矩阵，所以中间只升到 8/3 倍）。
+动手改：1. --layers 2：浅的时候，后置的也学得动：位置要紧，是因为叠得深。
+        2. 把 train 里的 lr=5e-3 改成 lr=5e-4：学习率小十倍，12 层的后置也学得动了；所以最初的 Transformer（后置）离不开学习率预热。
+        3. 把 RMSNorm 里的 x.pow(2).mean(dim=-1, keepdim=True) 换成 x.var(dim=-1, keepdim=True)：减不减均值，训练出来几乎一样，
+           这正是 RMSNorm 敢省掉它的原因（自查会有一条 ✗）。
 
 运行：
     python ch04/experiments/exp_norms_and_activations.py            # 图片写到 ch04/outputs/
     python ch04/experiments/exp_norms_and_activations.py --quick
-    约 79 秒，0.8 GB（2 核 CPU）
+    约 110 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
 
-形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小（这里词元就是字符）　n 样本数
+形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小（这里词元就是字符）
 """
 
 import argparse
+import hashlib
+import json
+import math
 import os
+import statistics
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,17 +35,24 @@ import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-# 每一种都从第一种改一样东西：归一化、它的位置、激活函数。
+
+# 改这里：每一种都从第一种改一样东西：归一化、它的位置、激活函数。
 RECIPES = {
     "LayerNorm pre GELU": {"norm": "LayerNorm", "place": "pre", "activation": "GELU"},
-    "RMSNorm": {"norm": "RMSNorm", "place": "pre", "activation": "GELU"},
     "不归一化": {"norm": "none", "place": "pre", "activation": "GELU"},
     "post（后置）": {"norm": "LayerNorm", "place": "post", "activation": "GELU"},
+    "RMSNorm": {"norm": "RMSNorm", "place": "pre", "activation": "GELU"},
     "ReLU": {"norm": "LayerNorm", "place": "pre", "activation": "ReLU"},
     "SwiGLU": {"norm": "LayerNorm", "place": "pre", "activation": "SwiGLU"},
 }
 BASE = "LayerNorm pre GELU"
-T, BATCH = 64, 16
+DEEP = [BASE, "不归一化", "post（后置）"]  # 归一化为的是叠得深：在 12 层、d = 32 的窄模型上比
+SHALLOW = [BASE, "RMSNorm", "ReLU", "SwiGLU"]  # 这几样不靠深度：2 层、d = 64，练得久一些
+T = 16  # 上下文长度
+WHEN = ["走到四分之一时", "最低的"]  # 学得快不快，最后低不低：两个问题
+
+# 99% 区间的半宽，是标准误的几倍：个数 → 学生 t 分布的分位数（为什么要看区间，见 exp_seed_noise.py）
+T99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
 
 
 # region 沿用 ch03/main: MultiHeadAttention
@@ -265,38 +278,179 @@ class GPTModel(nn.Module):
 # endregion
 
 
-def train(config, ids, held_out, steps, lr, seed, name):
-    """训练一个，每 20 步看一次验证损失。
+# region 沿用 ch04/experiments/exp_seed_noise.py: encode_characters, bigram_loss, validation_loss, train, milestones, side_by_side, paired_interval, verdict, draw_differences
+def encode_characters(text):
+    """按字符编号，前九成作训练集，后一成作验证集。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    chars = sorted(set(text))
+    number = {char: i for i, char in enumerate(chars)}
+    ids = torch.tensor([number[char] for char in text])
+    return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :], chars
 
-    参数:
-        config (dict): 模型配置
-        ids (Tensor): 训练文本的字符编号，一维
-        held_out (Tensor): 验证片段，(n, t + 1)
-        steps (int): 几步
-        lr (float): 学习率，不预热、不衰减，好看出谁更娇气
-        seed (int): 随机种子，决定初始权重和训练片段
-        name (str): 进度条上的名字
 
-    返回:
-        tuple[GPTModel, list[float], float]: 模型、每次的验证损失、每一步几毫秒
-    """
-    torch.manual_seed(seed)
-    model = GPTModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
-    torch.manual_seed(seed)  # 参数的个数不同，用掉的随机数也不同；重设一次，训练片段才相同
-    windows, losses, spent = ids.unfold(0, T + 1, 1), [], 0.0  # (m, t + 1)　m 个起点，每个一段
-    for step in tqdm(range(steps), desc=name, ncols=80, unit="步", leave=False, disable=None):
-        start = time.perf_counter()
-        batch = windows[torch.randint(len(windows), (BATCH,))]  # (b, t + 1)
-        loss = nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+def bigram_loss(train_ids, val_ids, vocab_size):
+    """只看前一个字符、靠数数猜下一个，验证损失是多少：不比它低，就什么上下文也没有学到。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    pairs = train_ids[:-1] * vocab_size + train_ids[1:]
+    counts = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size) + 0.1  # (V, V)
+    probs = counts / counts.sum(dim=1, keepdim=True)
+    return -probs[val_ids[:-1], val_ids[1:]].log().mean().item()
+
+
+def validation_loss(model, ids, context_length):
+    """整个验证集的平均损失：首尾相接地切成若干段，一批算完。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    model.eval()
+    n = (len(ids) - 1) // context_length * context_length
+    inputs, targets = ids[:n].view(-1, context_length), ids[1 : n + 1]  # (b, t)，(b·t,)
+    with torch.no_grad():
+        return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets).item()
+
+
+def train(model, train_ids, val_ids, context_length, steps, seed, extra_loss=None):
+    """训练一个小模型，记下验证损失的曲线。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1)
+    curve = [(0, validation_loss(model, val_ids, context_length))]
+    for step in range(1, steps + 1):
+        model.train()
+        starts = torch.randint(len(train_ids) - context_length, (16, 1), generator=generator)  # (b, 1)
+        window = train_ids[starts + torch.arange(context_length + 1)]  # (b, t + 1)
+        loss = nn.functional.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+        if extra_loss is not None:
+            loss = loss + extra_loss()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        spent += time.perf_counter() - start
-        if step % 20 == 19:
-            with torch.no_grad():
-                losses.append(nn.functional.cross_entropy(model(held_out[:, :-1]).flatten(0, 1), held_out[:, 1:].flatten()).item())
-    return model, losses, spent / steps * 1000
+        if step % max(1, steps // 20) == 0 or step == steps:
+            curve.append((step, validation_loss(model, val_ids, context_length)))
+    return curve
+
+
+def milestones(curve):
+    """一条曲线，两个问题：学得快不快，最后低不低。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    return curve[len(curve) // 4][1], min(loss for _, loss in curve)
+
+
+def side_by_side(job, cases, folder, workers=None):
+    """每个 case 运行一次 job(*case)，几个进程并排，做完一个存一个；存过的直接读。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    source = Path(job.__globals__["__file__"]).read_bytes()
+    paths = {case: folder / f"{hashlib.sha256(source + repr(case).encode()).hexdigest()[:16]}.json" for case in cases}
+    todo = [case for case in paths if not paths[case].is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(case, result):
+        part = paths[case].with_suffix(".part")
+        part.write_text(json.dumps(result), encoding="utf-8")
+        os.replace(part, paths[case])
+    workers = min(workers or os.cpu_count(), len(todo))
+    progress = tqdm(total=len(todo), desc="训练", unit="个", leave=False, disable=None if todo else True)
+    if workers <= 1:
+        torch.set_num_threads(1)
+        for case in todo:
+            save(case, job(*case))
+            progress.update()
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            running = {pool.submit(job, *case): case for case in todo}
+            try:
+                for future in as_completed(running):
+                    save(running[future], future.result())
+                    progress.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    progress.close()
+    return {case: json.loads(path.read_text(encoding="utf-8")) for case, path in paths.items()}
+
+
+def paired_interval(differences):
+    """几个种子的差，平均是多少，真正的平均差有 99% 的把握落在哪里。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
+    n = len(differences)
+    if n not in t99:
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+    return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
+
+
+def verdict(differences):
+    """损失的差该怎么说：区间整个在 0 的一边才算数，跨过 0 就是分不出。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    mean, half = paired_interval(differences)
+    return "分不出" if abs(mean) <= half else ("更低" if mean < 0 else "更高")
+
+
+def draw_differences(axis, differences, quick=False):
+    """一行一种变体：每个种子的差是一个点，粗线是 99% 区间，竖线是 0。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    for row, values in enumerate(differences.values()):
+        axis.scatter(values, [row] * len(values), s=14, color="tab:blue", alpha=0.6, zorder=3)
+        if not quick:
+            mean, half = paired_interval(values)
+            color = "0.5" if abs(mean) <= half else ("tab:green" if mean < 0 else "tab:red")
+            axis.plot([mean - half, mean + half], [row, row], linewidth=6, alpha=0.5, color=color, solid_capstyle="butt")
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(range(len(differences)), list(differences))
+    axis.set_ylim(len(differences) - 0.5, -0.5)
+
+
+# endregion
+
+
+def shape_of(layers, vocab_size):
+    """一组模型的大小：深的窄一些，浅的宽一些。
+
+    参数:
+        layers (int): 几个 Transformer 块
+        vocab_size (int): 词表大小
+
+    返回:
+        dict: 配置，还缺 RECIPES 里的三项
+    """
+    d = 64 if layers <= 2 else 32
+    return {"vocab_size": vocab_size, "context_length": T, "emb_dim": d, "n_heads": d // 16, "n_layers": layers, "drop_rate": 0.0, "qkv_bias": False}
+
+
+def train_once(path, layers, name, steps, seed):
+    """训练一次：几层、哪一种由参数定，其余都相同。
+
+    参数:
+        path (str): 文本文件
+        layers (int): 几个 Transformer 块
+        name (str): RECIPES 里的名字
+        steps (int): 走几步
+        seed (int): 初始权重和批的次序
+
+    返回:
+        list: train 的结果
+    """
+    train_ids, val_ids, chars = encode_characters(read_text(path))
+    torch.manual_seed(seed)
+    return train(GPTModel(shape_of(layers, len(chars)) | RECIPES[name]), train_ids, val_ids, T, steps, seed)
+
+
+def draw(curves, references, gaps, quick, path):
+    """左图：深的曲线；中图、右图：深的、浅的，与第一种配对的差。
+
+    参数:
+        curves (dict): 名字 → 深的模型，每个种子一条曲线
+        references (dict): 名字 → 一个参照的损失，画成横线
+        gaps (list[dict]): 深的、浅的：名字 → 每个种子的差
+        quick (bool): True 时不画区间
+        path (Path): 图片写到哪里
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", width_ratios=[1.1, 1, 1])
+    for (name, each), color in zip(curves.items(), ("0.3", "tab:orange", "tab:red")):
+        for i, curve in enumerate(each):
+            axes[0].plot(*zip(*curve[1:]), color=color, linewidth=1, alpha=0.8, label=name if i == 0 else None)
+    for (name, loss), style in zip(references.items(), ("--", ":")):
+        axes[0].axhline(loss, color="0.5", linestyle=style, label=name)
+    axes[0].set_xlabel("训练步数")
+    axes[0].set_ylabel("验证损失")
+    axes[0].set_title("深的：每个种子一条")
+    axes[0].legend(fontsize=8)
+    for axis, each, title in zip(axes[1:], gaps, ("深的：归一化", "浅的：种类和激活函数")):
+        draw_differences(axis, each, quick)
+        axis.set_xlabel(f"损失的差：减去 {BASE}（往左是更低）")
+        axis.set_title(title)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 # region 沿用 setup/find_data.py: find_data, read_text
@@ -339,92 +493,64 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-def draw(curves, noise, path):
-    """两格验证损失：左边比归一化，右边比激活函数；灰带是只换种子的误差。
-
-    参数:
-        curves (dict[str, list[float]]): 名字 → 每 20 步的验证损失
-        noise (float): 只换种子，损失最多差多少
-        path (Path): 图片写到哪里
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True, layout="constrained")
-    groups = ([BASE, "RMSNorm", "post（后置）", "不归一化"], [BASE, "ReLU", "SwiGLU"])
-    titles = ("归一化：种类和位置", "激活函数")
-    for axis, names, title in zip(axes, groups, titles):
-        for name, color in zip(names, ("0.25", "#2f6fab", "#d9822b", "#c0392b") if len(names) == 4 else ("0.25", "#6a9f4b", "#8e5ea2")):
-            steps = range(20, 20 * len(curves[name]) + 1, 20)
-            axis.plot(steps, curves[name], color=color, label=name)
-            if name == BASE:
-                axis.fill_between(steps, [loss - noise for loss in curves[name]], [loss + noise for loss in curves[name]], color="0.85", linewidth=0)
-        axis.set_xlabel("步")
-        axis.set_title(title)
-        axis.legend(frameon=False)
-    top = curves[BASE][0]
-    axes[0].set_ylim(min(min(each) for each in curves.values()) - 0.1, top + 0.2)  # 学不动的会很高，不让它把别的压扁
-    axes[0].set_ylabel("验证损失（灰带：只换种子的误差）")
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main():
-    """每种配方训练一次，第一种多训练一次（换个种子）来估计误差。"""
+    """深的比归一化，浅的比种类和激活函数；每一种训练几个种子，与第一种配对相减。"""
     parser = argparse.ArgumentParser(description="实验　归一化与激活函数")
     parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
-    parser.add_argument("--layers", type=int, default=12, help="几个 Transformer 块（默认：12）")
-    parser.add_argument("--steps", type=int, default=120, help="每种训练几步（默认：120）")
-    parser.add_argument("--lr", type=float, default=0.003, help="学习率（默认：0.003）")
-    parser.add_argument("--quick", action="store_true", help="2 个块、40 步，20 秒以内跑完")
+    parser.add_argument("--layers", type=int, default=12, help="深的模型，几个 Transformer 块（默认：12）")
+    parser.add_argument("--steps", type=int, default=180, help="深的训练几步；浅的训练两倍（默认：180）")
+    parser.add_argument("--seeds", type=int, default=5, help="几个种子，5 到 10（默认：5）")
+    parser.add_argument("--seed", type=int, default=123, help="第一个种子是它乘 1000（默认：123）")
+    parser.add_argument("--quick", action="store_true", help="每次只训练 1 步，深的也只有 3 层：看流程，不下结论")
     args = parser.parse_args()
-    layers, steps, d = (2, 40, 32) if args.quick else (args.layers, args.steps, 64)
-    if not 1 <= layers <= 48:
-        parser.error(f"--layers 应在 1 到 48 之间，不能是 {layers}")
-    if steps < 20:
-        parser.error(f"--steps 至少是 20，不能是 {steps}")
-    if not 0 < args.lr < 1:
-        parser.error(f"--lr 应在 0 到 1 之间，不能是 {args.lr}")
+    for name, low, high in [("layers", 1, 48), ("steps", 1, 100000), ("seeds", 5, 10), ("seed", 0, 2**50)]:
+        if not low <= getattr(args, name) <= high:
+            parser.error(f"--{name} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
     try:
-        path = args.text or find_data("the-verdict.txt", "story-en.txt")
+        path = str(args.text or find_data("the-verdict.txt", "story-en.txt"))
         text = read_text(path)
-        if len(text) < 40 * T:
-            raise ValueError(f"{path} 只有 {len(text)} 个字符，至少要 {40 * T} 个，请换长一点的文本")
+        if len(text) < 2560:
+            raise ValueError(f"{path} 只有 {len(text)} 个字符，至少要 2560 个，请换长一点的文本")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    chars = sorted(set(text))
-    ids = torch.tensor([chars.index(char) for char in text])
-    split = int(0.9 * len(ids))
-    held_out = ids[split:].unfold(0, T + 1, T)[:32]  # (n, t + 1)　互不重叠
-    shape = {"vocab_size": len(chars), "context_length": T, "emb_dim": d, "n_heads": 4, "n_layers": layers, "drop_rate": 0.0, "qkv_bias": False}
-    print(f"文本　{path}（{len(text):,} 个字符，{len(chars)} 种）　模型　{layers} 个块，d = {d}，字符当词元，学习率 {args.lr}")
+    torch.set_num_threads(1)
+    layers, steps, seeds = 3 if args.quick else args.layers, 1 if args.quick else args.steps, [args.seed * 1000 + i for i in range(args.seeds)]
+    train_ids, val_ids, chars = encode_characters(text)
+    counts = torch.bincount(train_ids, minlength=len(chars)) + 0.1
+    unigram = -(counts / counts.sum()).log()[val_ids].mean().item()
+    references = {"只看前一个字符，数数": bigram_loss(train_ids, val_ids, len(chars)), "只数每个字符有多少": unigram}
+    print(f"文本　{path}（{len(text):,} 个字符，{len(chars)} 种）　参照：" + "，".join(f"{name}，损失 {loss:.3f}" for name, loss in references.items()))
 
-    _, again, _ = train(shape | RECIPES[BASE], ids[:split], held_out, steps, args.lr, 124, "换个种子")
-    curves, counts, speeds = {}, {}, {}
-    print("最后的验证损失   与第一行差   参数    每步毫秒")
-    for name, recipe in RECIPES.items():
-        model, curves[name], speeds[name] = train(shape | recipe, ids[:split], held_out, steps, args.lr, 123, name)
-        counts[name] = sum(p.numel() for p in model.parameters())
-        print(f"{curves[name][-1]:11.3f}{curves[name][-1] - curves[BASE][-1]:+14.3f}{counts[name]:12,}{speeds[name]:9.1f}   {name}")
-    noise = max(abs(a - b) for a, b in zip(again, curves[BASE]))  # 取相差最大的时候：两次碰巧停在一起，不等于没有误差
-    print(f"{again[-1]:11.3f}{again[-1] - curves[BASE][-1]:+14.3f}{counts[BASE]:12,}{'':9}   第一行只换种子；一路上最多差 {noise:.3f}，当作误差")
-    picture = OUTPUTS / "norms_and_activations.png"
-    draw(curves, noise, picture)
-    print(f"图已写到 {picture}")
-
-    gap = {name: each[-1] - curves[BASE][-1] for name, each in curves.items() if name != BASE}
-    groups = {word: [name for name, value in gap.items() if keep(value)] for word, keep in [
-        ("比它好", lambda value: value < -2 * noise), ("差不多（差别不到误差的两倍）", lambda value: abs(value) <= 2 * noise), ("比它差", lambda value: not value <= 2 * noise)]}
-    print(f"\n所以：与 {BASE} 相比，" + "；".join(f"{word}的有 {'、'.join(names)}" for word, names in groups.items() if names) + "。只训练了一次，两次种子只能估个大概。")
+    groups = [(f"深的：{layers} 层", layers, steps, DEEP), ("浅的：2 层", 2, 2 * steps, SHALLOW)]
+    cases = [(path, depth, name, count, seed) for _, depth, count, names in groups for name in names for seed in seeds]
+    results = side_by_side(train_once, cases, OUTPUTS / "exp_norms_and_activations", workers=1 if args.quick else None)
+    gaps, params = [], {}
+    for title, depth, count, names in groups:
+        shape = shape_of(depth, len(chars))
+        ends = {name: [milestones(results[path, depth, name, count, seed]) for seed in seeds] for name in names}
+        sizes = {name: sum(p.numel() for p in GPTModel(shape | RECIPES[name]).parameters()) for name in names}
+        params[title] = max(sizes.values()) / min(sizes.values()) - 1
+        print(f"\n{title}，d = {shape['emb_dim']}，上下文 {T}，{count} 步，{len(seeds)} 个种子　与 {BASE} 配对相减，99% 区间" + ("　训练太短：看流程，不下结论" if args.quick else ""))
+        gaps.append({})
+        for name in names:
+            line = f"  {name.ljust(20)}参数 {sizes[name]:8,}　最低的损失 {statistics.mean(low for _, low in ends[name]):.3f}"
+            for which, when in enumerate(WHEN if name != BASE else []):
+                differences = [mine[which] - base[which] for mine, base in zip(ends[name], ends[BASE])]
+                mean, half = paired_interval(differences)
+                line += f"　{when} {mean:+.3f} ± {half:.3f}" + ("" if args.quick else f" {verdict(differences)}")
+                gaps[-1][f"{name}\n{when}"] = differences
+            print(line)
+    draw({name: [results[path, layers, name, steps, seed] for seed in seeds] for name in DEEP}, references, gaps, args.quick, OUTPUTS / "norms_and_activations.png")
+    print(f"图已写到 {OUTPUTS / 'norms_and_activations.png'}")
 
     print("\n这个数字对吗？")
-    x = torch.randn(2, T, d) * 3 + 1  # (b, t, d)
-    ours, theirs = RMSNorm(d)(x), x / x.pow(2).mean(dim=-1, keepdim=True).sqrt()
+    x = torch.randn(2, T, 64) * 3 + 1  # (b, t, d)
+    ours, theirs = RMSNorm(64)(x), x / x.pow(2).mean(dim=-1, keepdim=True).sqrt()
     confirm("RMSNorm 之后，x² 的平均是 1", torch.allclose(ours, theirs, atol=1e-4), "开方或平均的维度不对")
-    spread = max(counts.values()) / min(counts.values()) - 1
+    spread = max(params.values())
     confirm(f"各种配方的参数几乎一样多（最多差 {spread:.1%}，应在 3% 以内）", spread < 0.03, "SwiGLU 的中间宽度不是 8d/3")
-    torch.manual_seed(123)
-    start = nn.functional.cross_entropy(GPTModel(shape | RECIPES[BASE])(held_out[:, :-1]).flatten(0, 1), held_out[:, 1:].flatten()).item()
-    guess = torch.log(torch.tensor(float(len(chars)))).item()
-    confirm(f"还没训练，损失 {start:.2f} 接近 ln {len(chars)} = {guess:.2f}", abs(start - guess) < 0.8, "初始权重太大")
+    start = statistics.mean(results[path, 2, BASE, 2 * steps, seed][0][1] for seed in seeds)
+    confirm(f"还没训练，损失 {start:.2f} 接近 ln {len(chars)} = {math.log(len(chars)):.2f}", abs(start - math.log(len(chars))) < 0.8, "初始权重太大")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytestmark = pytest.mark.filterwarnings("error:Glyph")  # 字体里没有的字会画成方框，matplotlib 这时警告一声
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
-SCRIPTS = ["exp_kv_cache", "exp_numpy_gpt", "exp_fast_decode", "exp_flops_and_params", "exp_model_scales", "exp_weight_tying"]
+SCRIPTS = ["exp_kv_cache", "exp_numpy_gpt", "exp_fast_decode", "exp_fast_decode_lowbit", "exp_flops_and_params", "exp_model_scales", "exp_weight_tying"]
 TINY = {"vocab_size": 97, "context_length": 24, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": True}
 
 
@@ -82,17 +82,16 @@ def test_help_is_chinese(call, name):
 @pytest.mark.parametrize(
     ("name", "args", "says"),
     [
-        ("exp_kv_cache", ["--heads", "7"], "不能被 num_heads=7 整除"),
-        ("exp_kv_cache", ["--window-size", "-4"], "--window-size 应在 1 到"),
-        ("exp_kv_cache", ["--window-size", "9999"], "--window-size 应在 1 到"),
-        ("exp_kv_cache", ["--chunk", "0"], "--chunk 应在 1 到"),
+        ("exp_kv_cache", ["--context-length", "31"], "--context-length 应在 32 到"),
+        ("exp_kv_cache", ["--context-length", "9999"], "--context-length 应在 32 到"),
         ("exp_kv_cache", ["--context-length", "半"], "invalid int value"),
         ("exp_numpy_gpt", ["--max-new-tokens", "-3"], "至少是 4"),
         ("exp_numpy_gpt", ["--weights", "没有.safetensors"], "找不到权重文件"),
         ("exp_numpy_gpt", ["--quick", "--prompt", ""], "提示词"),
-        ("exp_fast_decode", ["--quick", "--prompt-tokens", "300"], "超过了上下文长度 256"),
-        ("exp_fast_decode", ["--rounds", "-1"], "--rounds 应在"),
-        ("exp_fast_decode", ["--pretrained"], "ch05/main/gpt_download.py"),
+        ("exp_fast_decode", ["--prompt-tokens", "600"], "--prompt-tokens 应在 2 到 512"),
+        ("exp_fast_decode", ["--threads", "0"], "--threads 应在"),
+        ("exp_fast_decode_lowbit", ["--new-tokens", "-1"], "--new-tokens 应在"),
+        ("exp_fast_decode_lowbit", ["--pretrained"], "ch05/main/gpt_download.py"),
         ("exp_flops_and_params", ["--tokens", "0"], "--tokens 应在 1 到"),
         ("exp_flops_and_params", ["--batch", "-2"], "--batch 应在 1 到"),
         ("exp_model_scales", ["--tokens", "4096"], "--tokens 应在 1 到 1024"),
@@ -103,9 +102,9 @@ def test_help_is_chinese(call, name):
     ],
 )
 def test_bad_input(call, name, args, says, monkeypatch):
-    if name == "exp_fast_decode":  # 这台电脑上有没有真的权重，都当作没有
-        exists = Path.exists
-        monkeypatch.setattr(Path, "exists", lambda path: not path.name.startswith("gpt2-") and exists(path))
+    if name == "exp_fast_decode_lowbit":  # 这台电脑上有没有真的权重，都当作没有
+        is_file = Path.is_file
+        monkeypatch.setattr(Path, "is_file", lambda path: not path.name.startswith("gpt2-") and is_file(path))
     code, _, err = call(name, *args)
     assert code == 2 and "Traceback" not in err and says in err.splitlines()[-1]
 
@@ -125,7 +124,7 @@ def pair(book):
 
 
 def tokens_of(module, *args, **options):
-    return [token.item() for token, _ in module.generate_stream(*args, **options)]
+    return [token for token, _ in module.generate_stream(*args, **options)]
 
 
 @pytest.mark.parametrize("kind", ["ConcatCache", "PreallocatedCache"])
@@ -142,28 +141,36 @@ def test_cached_equals_the_book_past_the_context(book, pair, kind, chunk):
     assert tokens_of(module, ours, long_prompt, 5, 24, caches, chunk=chunk) == expected
 
 
-@pytest.mark.parametrize("window", [1, 3, 8, 24])
-def test_sliding_window(pair, window):
-    """滑动窗口：与原书作者的模型（把掩码改成带状）的 logits 相同，一个个送、分段送都一样；缓存不随长度变大。"""
+def test_rewinding_is_prefix_reuse(pair):
+    """退回到第 n 个词元，换个问题再问：logits 与从头算的相同；内存还是原来那块。"""
     module, (ours, theirs, _) = load("exp_kv_cache"), pair
-    windowed = module.GPTModel(TINY | {"window_size": window}).eval()
-    windowed.load_state_dict(ours.state_dict())
-    ids = torch.randint(97, (1, 24), generator=torch.Generator().manual_seed(3))
-    band = torch.tril(torch.ones(24, 24), diagonal=-window) + torch.triu(torch.ones(24, 24), diagonal=1)
-    masks = [block.att.mask.clone() for block in theirs.trf_blocks]
-    try:
-        for block in theirs.trf_blocks:
-            block.att.mask = band.to(block.att.mask.dtype)
-        with torch.no_grad():
-            expected = theirs(ids)
-            for chunk in (1, min(window, 5), window):
-                caches = [module.PreallocatedCache(24, window) for _ in range(2)]
-                got = torch.cat([windowed(piece, caches) for piece in ids.split(chunk, dim=1)], dim=1)
-                assert (got - expected).abs().max() < 1e-4
-                assert all(cache.keys.shape[2] == 2 * window and cache.length == 24 for cache in caches)
-    finally:
-        for block, mask in zip(theirs.trf_blocks, masks):
-            block.att.mask = mask
+    ids = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(3))
+    ids[1, :10] = ids[0, :10]  # 前 10 个相同
+    caches = [module.PreallocatedCache(24) for _ in range(2)]
+    with torch.no_grad():
+        first = ours(ids[:1], caches)
+        place = caches[0].keys.data_ptr()
+        for cache in caches:
+            cache.length = 10
+        second = ours(ids[1:, 10:], caches)
+        assert (first - theirs(ids[:1])).abs().max() < 1e-4 and (second - theirs(ids[1:])[:, 10:]).abs().max() < 1e-4
+    assert caches[0].keys.data_ptr() == place and caches[0].keys.shape[2] == 24
+
+
+def test_visible():
+    """前面有 s − t 个旧的：每个新词元看得见旧的全部、自己和自己前面的。"""
+    visible = load("exp_kv_cache").visible
+    assert visible(2, 4, "cpu").tolist() == [[True, True, True, False], [True, True, True, True]]
+    assert torch.equal(visible(5, 5, "cpu"), torch.ones(5, 5).tril().bool())
+
+
+def test_compare_tells_noise_from_difference():
+    """同一种分布的两串用时，分不出；真的快一倍，看得清；只差 1% 的，再稳也不算。"""
+    compare, generator = load("exp_kv_cache").compare, torch.Generator().manual_seed(6)
+    noisy = [(1 + 0.3 * torch.rand(40, generator=generator)).tolist() for _ in range(41)]
+    assert sum(compare(noisy[0], other)[1] != "分不出" for other in noisy[1:]) <= 1
+    assert compare([2.0, 2.2, 1.9, 2.1], [1.0, 1.1, 1.0, 1.05])[1] == "更快" and compare([1.0] * 8, [2.0] * 8) == (0.5, "更慢")
+    assert compare([1.01] * 8, [1.0] * 8)[1] == "分不出"
 
 
 def test_forgetting_the_offset_is_noticed(pair, monkeypatch):
@@ -177,12 +184,13 @@ def test_forgetting_the_offset_is_noticed(pair, monkeypatch):
     assert [each.argmax().item() for each in logits] != expected[:6]
 
 
-def test_kv_cache_script(call, tmp_path):
-    result = call("exp_kv_cache", "--context-length", 40, "--window-size", 8, "--chunk", 8, "--emb-dim", 32, "--heads", 2, "--layers", 2)
+def test_kv_cache_script(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(load("exp_kv_cache"), "SIZES", {"emb_dim": 32, "n_heads": 2, "n_layers": 2})
+    result = call("exp_kv_cache", "--context-length", 40)
     check_output(result, tmp_path)
-    assert result[1].count("逐个相同") == 5
-    printed = float(re.search(r"\n预分配缓存 .* ([\d.]+)\n", result[1])[1])
-    assert printed == pytest.approx(2 * 2 * 40 * 32 * 4 / 2**20, abs=0.05)
+    assert result[1].count("逐个相同") == 4 and result[1].count("过了上下文长度也相同") == 3
+    assert f"{2 * 2 * 40 * 32 * 4 / 2**20:.1f} MB；GPT-2 small 写满 1024 个是 72 MB" in result[1]
+    assert re.search("更快|更慢|分不出", result[1]) and not re.search("更快|更慢|分不出", call("exp_kv_cache", "--quick")[1])
 
 
 # ---- exp_numpy_gpt ----
@@ -263,68 +271,150 @@ def test_wrong_weights(call, gpt2, tmp_path):
         assert code == 2 and says in err
 
 
-# ---- exp_fast_decode ----
+# ---- exp_fast_decode、exp_fast_decode_lowbit ----
 
 
-@pytest.mark.parametrize(("kind", "dtype", "limit"), [("PlainLinear", torch.float32, 0), ("PackedLinear", torch.float32, 1e-6), ("PlainLinear", torch.bfloat16, 2**-7), ("Int8Linear", torch.float32, None), ("Int4Linear", torch.bfloat16, None)])
+@pytest.fixture(scope="module")
+def decoding(book):
+    """实验里的模型和原书作者的，同样的权重；一串词元。"""
+    module = load("exp_fast_decode")
+    torch.manual_seed(8)
+    model, theirs = module.GPTModel(TINY).eval(), book.GPTModel(TINY).eval()
+    theirs.load_state_dict(model.state_dict())
+    return module, model, theirs, torch.randint(97, (3, 5))
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_decoder_equals_the_book(book, decoding, count):
+    """梯子的每一级：生成的与原书的逐个相同，批里每一句都对，缓存可以反复用；开关一个一个多开。"""
+    module, model, theirs, ids = decoding
+    expected = book.generate_text_simple(theirs, ids, 15, 24)[:, 5:]
+    decoder = module.Decoder(model, module.fuse_qkv(model), set(list(module.SWITCHES)[:count]), 24)
+    for _ in range(2):
+        decoder.start(ids)
+        found = [decoder.next]
+        for _ in range(14):
+            decoder.step()
+            found.append(decoder.next)
+        assert torch.equal(torch.cat(found, dim=1), expected)
+
+
+def test_each_switch_changes_one_thing(decoding, monkeypatch):
+    """开了哪个开关，就只换掉哪一样：数一数各种调用。"""
+    module, model, _, ids = decoding
+    fused = module.fuse_qkv(model)
+    calls = {}
+
+    def counted(name, function):
+        return lambda *args, **named: (calls.__setitem__(name, calls.get(name, 0) + 1), function(*args, **named))[1]
+
+    monkeypatch.setattr(module.F, "scaled_dot_product_attention", counted("sdpa", module.F.scaled_dot_product_attention))
+    monkeypatch.setattr(module.F, "gelu", counted("kernels", module.F.gelu))
+    hooks = [each.register_forward_hook(lambda *_: calls.__setitem__("qkv", calls.get("qkv", 0) + 1)) for each in fused]
+    shapes = {}
+    for count in range(len(module.SWITCHES) + 1):
+        calls.clear()
+        names = list(module.SWITCHES)[:count]
+        decoder = module.Decoder(model, fused, set(names), 24)
+        shapes[count] = decoder.forward(ids).shape[1]
+        assert set(calls) == set(names) & {"sdpa", "kernels", "qkv"}
+        assert isinstance(decoder.caches[0], module.PreallocatedCache) == ("preallocated" in names)
+    for hook in hooks:
+        hook.remove()
+    assert shapes == {0: 5, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
+
+
+def test_identical_rungs_are_not_told_apart(decoding):
+    """A/A：九个一模一样的解码器轮流走，八次比较，至多一次说「更快」「更慢」。"""
+    module, model, _, ids = decoding
+    fused, threads = module.fuse_qkv(model), torch.get_num_threads()
+    decoders = {i: module.Decoder(model, fused, set(module.SWITCHES), 24) for i in range(9)}
+    torch.set_num_threads(1)
+    try:
+        for decoder in decoders.values():
+            decoder.start(ids[:1])
+        seconds = module.in_turn({i: decoder.step for i, decoder in decoders.items()}, 19)
+    finally:
+        torch.set_num_threads(threads)
+    assert sum(module.compare(seconds[0][2:], seconds[i][2:])[1] != "分不出" for i in range(1, 9)) <= 1
+
+
+def test_fast_decode_script(call, tmp_path, monkeypatch):
+    module = load("exp_fast_decode")
+    monkeypatch.setattr(module, "QUICK_CONFIG", module.QUICK_CONFIG | {"emb_dim": 64, "n_heads": 2, "n_layers": 2})
+    monkeypatch.setattr(module, "GPT_CONFIG_124M", module.QUICK_CONFIG)
+    result = call("exp_fast_decode", "--quick")
+    check_output(result, tmp_path)
+    assert len(re.findall(r"）.*% +\d+　　 *[\d.]+ 倍", result[1])) == 8 and not re.search("更快|更慢|分不出", result[1])
+    out = call("exp_fast_decode", "--prompt-tokens", 16, "--new-tokens", 8)[1]
+    assert len(re.findall(r"倍，(更快|更慢|分不出)", out)) >= 8 and "批大小 16 再乘" in out
+
+
+LINEARS = [("PlainLinear", torch.float32, 0), ("PackedLinear", torch.float32, 1e-6), ("PlainLinear", torch.bfloat16, 2**-7)]
+LINEARS += [("Int8Linear", torch.bfloat16, None), ("Int8DynamicLinear", torch.float32, None), ("Int4Linear", torch.bfloat16, None)]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "limit"), LINEARS)
 def test_linears(kind, dtype, limit):
     """拿单位矩阵当输入，得到的就是它存下的权重：误差不超过舍入的半步；输入全 0，得到的就是偏置。"""
-    linear_class = getattr(load("exp_fast_decode"), kind)
+    linear_class = getattr(load("exp_fast_decode_lowbit"), kind)
     torch.manual_seed(7)
     weight, bias = torch.randn(70, 64) * torch.logspace(-2, 0, 70)[:, None], torch.zeros(70)  # 各行大小悬殊：步长要一行一行地定
     linear = linear_class(weight, bias, dtype)
-    got = linear(torch.eye(64, dtype=dtype)).float() - bias.to(dtype).float()
+    got = linear(torch.eye(64, dtype=dtype)[None])[0].float() - bias.to(dtype).float()
     error = (got.T - weight).abs()
-    if kind == "Int8Linear":
-        limit = weight.abs().amax(dim=1, keepdim=True) / 127 / 2 * 1.01
+    if "Int8" in kind:
+        limit = weight.abs().amax(dim=1, keepdim=True) * (1 / 127 / 2 * 1.01 + (2**-7 if dtype == torch.bfloat16 else 0))
     elif kind == "Int4Linear":
         groups = weight.view(70, 2, 32)
         limit = ((groups.amax(dim=-1) - groups.amin(dim=-1)) / 15 / 2).repeat_interleave(32, dim=1) * 1.1 + weight.abs().amax(dim=1, keepdim=True) * 2**-7
     else:
         limit = limit * weight.abs()
     assert (error <= limit + 1e-9).all()
-    with_bias = linear_class(weight, torch.full((70,), 3.0), dtype)(torch.zeros(1, 64, dtype=dtype))
-    assert torch.equal(with_bias.float(), torch.full((1, 70), 3.0))
-    assert linear.nbytes == {"Int8Linear": 70 * 64, "Int4Linear": 128 * 64 // 2 + 2 * 128 * 2 * 2}.get(kind, 70 * 64 * dtype.itemsize)
+    with_bias = linear_class(weight, torch.full((70,), 3.0), dtype)(torch.zeros(1, 1, 64, dtype=dtype))
+    assert torch.equal(with_bias.float(), torch.full((1, 1, 70), 3.0))
+    assert linear.nbytes == {"Int8Linear": 70 * 64, "Int8DynamicLinear": 70 * 64, "Int4Linear": 128 * 64 // 2 + 2 * 128 * 2 * 2}.get(kind, 70 * 64 * dtype.itemsize)
 
 
-@pytest.mark.parametrize("preallocated", [True, False])
-@pytest.mark.parametrize("kind", ["PlainLinear", "PackedLinear"])
-def test_decoder_equals_the_book(book, kind, preallocated):
-    module = load("exp_fast_decode")
-    torch.manual_seed(8)
-    model, theirs = module.GPTModel(TINY).eval(), book.GPTModel(TINY).eval()
-    theirs.load_state_dict(model.state_dict())
-    decoder = module.Decoder(model, getattr(module, kind), torch.float32, preallocated)
-    ids = torch.randint(97, (5,))
-    expected = book.generate_text_simple(theirs, ids[None], 15, 24)[0, 5:].tolist()
-    assert decoder.generate(ids, 15) == expected == decoder.generate(ids, 15)
-    decoder.reset()
+def test_low_bit_decoder(decoding):
+    """换过线性层的解码器：fp32 的两种与原来的 logits 相同，位数越少误差越大；原来的模型没有动。"""
+    _, model, theirs, _ = decoding
+    module, ids = load("exp_fast_decode_lowbit"), torch.randint(97, (1, 9), generator=torch.Generator().manual_seed(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fused, errors = module.fuse_qkv(model), {}
+    with torch.inference_mode():
+        expected = theirs(ids)[0]
+        for name, (parent, *plan) in module.PLANS.items():
+            assert parent is None or sum(a != b for a, b in zip(plan, module.PLANS[parent][1:])) <= 2
+            decoder = module.LowBitDecoder(model, fused, *plan, capacity=24)
+            for cache in decoder.caches:
+                cache.reset()
+            got = torch.cat([decoder.forward(ids[:, i : i + 1])[:, -1].float() for i in range(9)])
+            errors[name] = ((got - expected).abs().mean() / expected.std()).item()
+    assert max(errors["fp32"], errors["fp32，权重重排"]) < 1e-4 < errors["int8 权重"] < errors["int4 权重"] < 0.5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_perplexity_of_a_low_bit_decoder(decoding):
+    """一个一个送，与原书的模型一次算完的困惑度相同。"""
+    _, model, theirs, _ = decoding
+    module, ids = load("exp_fast_decode_lowbit"), torch.randint(97, (20,), generator=torch.Generator().manual_seed(4))
+    decoder = module.LowBitDecoder(model, module.fuse_qkv(model), *module.PLANS["fp32"][1:], capacity=24)
     with torch.no_grad():
-        assert (decoder.forward(ids) - theirs(ids[None])[0]).abs().max() < 1e-5
-    assert decoder.nbytes == 4 * (2 * 12 * 32**2 + 97 * 32)
+        expected = torch.nn.functional.cross_entropy(theirs(ids[None, :-1])[0, 1:], ids[2:]).exp().item()
+    assert module.perplexity(decoder, ids) == pytest.approx(expected, rel=1e-4)
 
 
-def test_transformers_peer_has_the_same_weights():
-    pytest.importorskip("transformers", reason="没有装 transformers，无法与它比较")
-    module = load("exp_fast_decode")
-    torch.manual_seed(9)
-    model = module.GPTModel(TINY).eval()
-    ids = torch.randint(97, (6,))
-    peers = module.transformers_peers(model, TINY)
-    assert list(peers) == ["transformers fp32", "transformers bf16"]
-    assert peers["transformers fp32"](ids, 12) == module.Decoder(model, module.PlainLinear, torch.float32).generate(ids, 12)
-    assert len(peers["transformers bf16"](ids, 12)) == 12
-
-
-def test_fast_decode_script(call, tmp_path, monkeypatch):
-    module = load("exp_fast_decode")
-    small = {"vocab_size": 256, "context_length": 64, "emb_dim": 64, "n_heads": 2, "n_layers": 2}
-    for name in ("QUICK_CONFIG", "SMALL_CONFIG"):
-        monkeypatch.setattr(module, name, getattr(module, name) | small)
-    result = call("exp_fast_decode", "--quick", "--new-tokens", 8)
+def test_low_bit_script(call, tmp_path, monkeypatch):
+    module = load("exp_fast_decode_lowbit")
+    monkeypatch.setattr(module, "QUICK_CONFIG", module.QUICK_CONFIG | {"emb_dim": 64, "n_heads": 2, "n_layers": 2})
+    monkeypatch.setattr(module, "GPT_CONFIG_124M", module.QUICK_CONFIG)
+    result = call("exp_fast_decode_lowbit", "--quick")
     check_output(result, tmp_path)
-    assert "跳过" not in result[1] and len(re.findall(r"倍 +\d+ +\d+% +\d+% +\d/8 +[\d.]+% +[\d.]+（[+-][\d.]+%）", result[1])) == 9
+    assert "跳过" not in result[1] and len(re.findall(r" +[\d.]+ 倍　　 *[\d.]+ 倍 +[\d.]+%　", result[1])) == 7
+    assert not re.search("更快|更慢|分不出", result[1]) and "说不出 4 位伤不伤语言" in result[1]
+    out = call("exp_fast_decode_lowbit", "--new-tokens", 8)[1]
+    assert len(re.findall("要读的少 [\\d.]+ 倍，速度是 [\\d.]+ 倍，(更快|更慢|分不出)。", out)) == 7 and "最快的是" in out
 
 
 # ---- exp_flops_and_params ----
@@ -361,7 +451,8 @@ def test_flops_script(call, tmp_path):
 def test_model_scales_script(call, tmp_path, monkeypatch):
     module = load("exp_model_scales")
     monkeypatch.setattr(module, "SHAPES", [(2, 128), (8, 64)])
-    result = call("exp_model_scales", "--quick", "--tokens", 16, "--rounds", 1)
+    monkeypatch.setattr(module, "GRID", [(4, 64)])
+    result = call("exp_model_scales", "--quick", "--tokens", 16)
     check_output(result, tmp_path)
     for layers, emb_dim in [(2, 128), (8, 64)]:
         model = module.build(layers, emb_dim, "cpu")

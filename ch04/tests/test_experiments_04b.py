@@ -21,11 +21,10 @@ CONFIG = {"vocab_size": 30, "context_length": 24, "emb_dim": 32, "n_heads": 4, "
 EXTRA = {  # 每个脚本的模型要多给的配置：一种有缓存的，一种退化成普通 GPT 的
     "gqa": ({"n_kv_groups": 2}, {"n_kv_groups": 4}),
     "swa": ({"sliding_window_size": 4, "sliding_window_stride": 2}, {"sliding_window_size": 4, "sliding_window_stride": 0}),
-    "mla": ({"latent_dim": 8}, {"latent_dim": None}),
     "moe": (None, None),
     "gated_deltanet": ({"deltanet_stride": 2, "chunk_size": 5}, {"deltanet_stride": 0, "chunk_size": 5}),
 }
-CACHED = ["gqa", "swa", "mla", "gated_deltanet"]
+CACHED = ["gqa", "swa", "gated_deltanet"]
 
 
 @functools.cache
@@ -75,7 +74,7 @@ def test_runs_as_a_reader_would(name, tmp_path):
     done = subprocess.run([sys.executable, str(FOLDER / f"exp_{name}.py"), "--quick", "--steps", "2"], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert "✗" not in done.stdout and done.stdout.count("✓") >= 5
-    assert "story-en.txt" in done.stdout and "所以" in done.stdout
+    assert "story-en.txt" in done.stdout and ("所以" in done.stdout or "训练太短：看流程，不下结论" in done.stdout)
     assert picture.stat().st_mtime_ns > before
     assert list(tmp_path.iterdir()) == []
 
@@ -86,9 +85,9 @@ def test_runs_as_a_reader_would(name, tmp_path):
         ("gqa", ["--groups", 3], "8 个头不能平均分成 3 组"),
         ("gqa", ["--groups", 0], "不能平均分成 0 组"),
         ("gqa", ["--groups", 16], "不能平均分成 16 组"),
-        ("gqa", ["--heads", 7], "不能被 num_heads=7 整除"),
-        ("gqa", ["--heads", 0], "--heads 应在 1 到 64"),
-        ("swa", ["--window", 0], "--window 应在 1 到 64 之间，不能是 0"),
+        *[(name, ["--seeds", number], f"--seeds 应在 5 到 10 之间，不能是 {number}") for name in ("gqa", "mla") for number in (4, 11)],
+        ("swa", ["--window", 0], "--window 应在 1 到 32 之间，不能是 0"),
+        ("swa", ["--seeds", 4], "--seeds 应在 5 到 10 之间，不能是 4"),
         ("swa", ["--window", -4], "不能是 -4"),
         ("swa", ["--layers", "四"], "invalid int value"),
         ("mla", ["--latent", 0], "--latent 应在 1 到 64"),
@@ -96,6 +95,7 @@ def test_runs_as_a_reader_would(name, tmp_path):
         ("moe", ["--top-k", 9], "--top-k 应在 1 到 8 之间，不能是 9"),
         ("moe", ["--experts", 0], "--experts 应在 1 到 64"),
         ("moe", ["--balance", -1], "--balance 应在 0 到 100"),
+        ("moe", ["--seeds", 11], "--seeds 应在 5 到 10 之间，不能是 11"),
         ("moe", ["--balance", "nan"], "--balance 应在 0 到 100"),
         ("gated_deltanet", ["--chunk", 0], "--chunk 应在 1 到 1024"),
         ("gated_deltanet", ["--stride", 0], "--stride 应在 1 到 100"),
@@ -194,6 +194,48 @@ def test_gqa_cache_is_as_large_as_estimated(groups):
     assert measured == module.calc_kv_bytes_total(2, 9, 32, 4, groups, 3, 4)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_gqa_step_with_a_preallocated_cache(groups):
+    module = load("gqa")
+    seeded()
+    attention, x = module.GroupedQueryAttention(32, 32, 0.0, 4, groups), torch.randn(3, 9, 32)
+    attention(x[:, :8], use_cache=True)
+    cache = torch.full((2, 3, groups, 9, 8), torch.nan)
+    cache[:, :, :, :8] = torch.stack([attention.cache_k, attention.cache_v]).detach()
+    with torch.no_grad():
+        assert torch.allclose(module.decode_step(attention, cache, x[:, 8:], 8), attention(x)[:, 8:], atol=1e-5)
+        attention.reset_cache()
+
+
+def test_gqa_pooling():
+    """每组连续的 h/g 个头并成一份；并成 h 份就是什么都没做。"""
+    pool, weight = load("gqa").pool_heads, torch.arange(24.0).view(8, 3)  # 4 个头，每个头 2 行
+    assert torch.equal(pool(weight, 4, 4, True), weight) and torch.equal(pool(weight, 4, 4, False), weight)
+    assert torch.equal(pool(weight, 4, 2, False), weight[[0, 1, 4, 5]])
+    assert torch.equal(pool(weight, 4, 2, True), (weight[[0, 1, 4, 5]] + weight[[2, 3, 6, 7]]) / 2)
+    assert torch.equal(pool(weight, 4, 1, True), weight.view(4, 2, 3).mean(dim=0))
+
+
+def test_gqa_uptraining_starts_from_the_checkpoint(tmp_path):
+    """并成 h 份接着练，起点就是训练完的损失；并成 1 份，起点比它高，比没训练过的低。"""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog ran. " * 60, encoding="utf-8")
+    result = load("gqa").train_once(str(text), 8, 8, 20, 1)
+    assert result["mean"] == result["first"] and result["mean"][0][1] == pytest.approx(result["curve"][-1][1], abs=1e-5)
+    pooled = load("gqa").train_once(str(text), 8, 1, 20, 1)
+    assert pooled["curve"] == result["curve"] and pooled["mean"][-1][0] == 1
+    assert result["curve"][-1][1] < pooled["mean"][0][1] < result["curve"][0][1]
+
+
+def test_times_are_compared_by_their_middle_halves():
+    module = load("gqa")
+    says = [module.compare_times(each, [3.0, 4.0, 5.0]) for each in ([1.0, 2.0, 2.9], [1.0, 2.0, 3.1], [5.1, 6.0, 7.0], [4.9, 6.0, 7.0])]
+    assert says == ["更快", "分不出", "更慢", "分不出"]
+    order = []
+    times = module.interleaved({name: functools.partial(order.append, name) for name in "ab"}, 4)
+    assert order == ["a", "b"] * 7 and all(each[0] <= each[1] <= each[2] for each in times.values())
+
+
 # ---------- SWA ----------
 
 
@@ -244,7 +286,7 @@ def test_swa_reach_grows_with_layers():
 
 def test_mla_estimate():
     module = load("mla")
-    mha, gqa, mla = module.kv_bytes_total(1, 8192, 2048, 24, 24, 48, 2), module.kv_bytes_total(1, 8192, 2048, 24, 6, 48, 2), module.mla_bytes_total(1, 8192, 48, 1024, 2)
+    mha, gqa, mla = module.calc_kv_bytes_total(1, 8192, 2048, 24, 24, 48, 2), module.calc_kv_bytes_total(1, 8192, 2048, 24, 6, 48, 2), module.mla_bytes_total(1, 8192, 48, 1024, 2)
     assert [f"{each / 1e9:.2f}" for each in (mha, gqa, mla)] == ["3.25", "0.81", "0.81"]
     assert (f"{mha / gqa:.2f}", f"{mha / mla:.2f}", f"{1 - mla / mha:.2%}") == ("4.00", "4.03", "75.19%")
 
@@ -269,28 +311,65 @@ def test_mla_compressed_to_full_rank_is_the_books_mha(absorb, rank, book):
     assert torch.allclose(latent(x), theirs(x), atol=1e-4)
 
 
-def test_mla_default_latent_and_absorbed_decoding():
+@pytest.mark.parametrize("absorb", [False, True])
+@pytest.mark.parametrize("sizes", [[24], [1] * 24, [7, 1, 1, 9, 6]])
+def test_mla_cache_does_not_change_the_output(absorb, sizes):
     module = load("mla")
     assert module.MultiHeadLatentAttention(32, 32, 0.0, 4).latent_dim == 16  # 原书：max(16, d_out // 8)
     assert module.MultiHeadLatentAttention(256, 256, 0.0, 4).latent_dim == 32
     seeded()
-    model = module.GPTModel(CONFIG | {"latent_dim": 8}).eval()
-    ids = torch.randint(30, (1, 24))
-    expanded = model(ids)
-    for block in model.trf_blocks:
-        block.att.absorb = True
-    model.reset_kv_cache()
-    assert torch.allclose(torch.cat([model(piece, use_cache=True) for piece in ids.split(5, dim=1)], dim=1), expanded, atol=1e-5)
-
-
-def test_mla_cache_is_as_large_as_estimated():
-    module = load("mla")
-    model = module.GPTModel(CONFIG | {"latent_dim": 8}).eval()
-    for piece in torch.randint(30, (2, 24)).split(9, dim=1):
-        model(piece, use_cache=True)
-    assert sum(block.att.cache_c_kv.untyped_storage().nbytes() for block in model.trf_blocks) == module.mla_bytes_total(2, 24, 3, 8, 4)
-    kept = [name for name, value in vars(model.trf_blocks[0].att).items() if isinstance(value, torch.Tensor)]
+    attention, x = module.MultiHeadLatentAttention(32, 32, 0.0, 4, latent_dim=8), torch.randn(2, 24, 32)
+    expanded, attention.absorb = attention(x), absorb
+    for _ in range(2):  # 第二遍：清空之后，与第一遍相同
+        attention.reset_cache()
+        assert torch.allclose(torch.cat([attention(part, use_cache=True) for part in x.split(sizes, dim=1)], dim=1), expanded, atol=1e-5)
+    assert attention.cache_c_kv.untyped_storage().nbytes() == module.mla_bytes_total(2, 24, 1, 8, 4)
+    kept = [name for name, value in vars(attention).items() if isinstance(value, torch.Tensor)]
     assert kept == ["cache_c_kv"], "除了压缩包，什么都不存"
+    changed = x.clone()
+    changed[:, 15:] += 1
+    assert torch.allclose(attention(changed)[:, :15], expanded[:, :15], atol=1e-5)  # 看不见未来
+
+
+def test_mla_model_is_the_books_model_with_another_attention(book):
+    """份数等于头数的模型，与 llms_from_scratch 的 GPTModel 在同一份权重下 logits 相同；换了注意力，别处的初始权重不变。"""
+    from llms_from_scratch.ch04 import GPTModel
+
+    module = load("mla")
+    models = [module.build_model(30, *kind, seed=1) for kind in [(8, None), (1, None), (1, 16)]]
+    for other in models[1:]:
+        assert all(torch.equal(each, other.state_dict()[name]) for name, each in models[0].state_dict().items() if ".att." not in name)
+    theirs = GPTModel(module.CONFIG | {"vocab_size": 30}).eval()
+    missing, unexpected = theirs.load_state_dict(models[0].state_dict(), strict=False)
+    assert not unexpected and all(key.endswith("att.mask") for key in missing)
+    ids = torch.randint(30, (2, 32))
+    assert torch.allclose(models[0].eval()(ids), theirs(ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("absorb", [False, True])
+def test_mla_step_with_a_preallocated_cache(absorb):
+    module = load("mla")
+    seeded()
+    attention, x = module.MultiHeadLatentAttention(32, 32, 0.0, 4, latent_dim=8), torch.randn(3, 9, 32)
+    cache = torch.full((3, 9, 8), torch.nan)
+    cache[:, :8] = attention.W_DKV(x[:, :8]).detach()
+    with torch.no_grad():
+        assert torch.allclose(module.latent_step(attention, cache, x[:, 8:], 8, absorb), attention(x)[:, 8:], atol=1e-5)
+
+
+def test_rope_and_what_cannot_be_absorbed():
+    """点积只看隔多远；整个键都旋转就吸收不了，另留一小段就行；没有那一小段，就不知道位置。"""
+    module = load("mla")
+    seeded()
+    query, key = torch.randn(2, 1, 8, dtype=torch.float64)
+    far = [(module.rope(query, m) * module.rope(key, n)).sum().item() for m, n in [(5, 2), (105, 102), (3, 0), (5, 3)]]
+    assert far[0] == pytest.approx(far[1]) == pytest.approx(far[2]) and abs(far[0] - far[3]) > 1e-3
+    assert module.rope(query).equal(query) and module.rope(query, 7).norm().item() == pytest.approx(query.norm().item())
+    errors = module.rope_errors()
+    right = [name for name, error in errors.items() if error < 1e-9]
+    assert right == ["不旋转，吸收", "整个键都旋转，每个距离各吸收一次", "另留一小段旋转，吸收", "整段挪后 100 个位置"]
+    assert errors["整个键都旋转，吸收"] > 0.1 and errors["旋转的那一段让分数变了"] > 0.1
+    assert module.rope_errors(extra=0)["旋转的那一段让分数变了"] < 1e-9
 
 
 # ---------- MoE ----------
@@ -356,13 +435,37 @@ def test_moe_load_and_balance_loss():
     assert layer.gate.weight.grad is not None and layer.fc1[0].weight.grad is None
 
 
-def test_moe_training_records_every_load():
-    module = load("moe")
-    cfg = CONFIG | {"num_experts": 4, "num_experts_per_tok": 2, "hidden_dim": 16}
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_moe_balance_loss_is_worst_at_e_over_j(top_k):
+    """每个词元都挑同样的 j 个：占比各 1 / j，均衡损失是 e / j。"""
+    layer = load("moe").MoEFeedForward({"emb_dim": 32, "hidden_dim": 24, "num_experts": 8, "num_experts_per_tok": top_k})
+    with torch.no_grad():
+        layer.gate.weight.zero_()[:top_k] = 9.0
+        layer(torch.ones(2, 7, 32))
+    assert layer.balance_loss.item() == pytest.approx(8 / top_k, abs=1e-4)
+
+
+def test_moe_router_trap():
+    """只挑一个、只在选中的里 softmax：路由的梯度正好是 0；取全部专家的 softmax 就不是。"""
+    def gradient(top_k, norm):
+        seeded()
+        layer = load("moe").MoEFeedForward({"emb_dim": 32, "hidden_dim": 24, "num_experts": 8, "num_experts_per_tok": top_k, "norm_topk_prob": norm})
+        layer(torch.randn(2, 10, 32)).square().sum().backward()
+        return layer.gate.weight.grad.norm().item()
+
+    assert gradient(1, True) == 0 and gradient(1, False) > 1e-3 and gradient(2, True) > 1e-3 and gradient(2, False) > 1e-3
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (8, 1)])
+def test_moe_with_the_softmax_of_all_experts(experts, top_k):
+    """norm_topk_prob=False：乘的是全部专家的 softmax 里的那一份，加起来不到 1。"""
     seeded()
-    curve, loads = module.train_moe(module.GPTModel(cfg), torch.randint(30, (500,)), torch.randint(30, (100,)), 24, 3, 0.01, "")
-    assert loads.shape == (3, 3, 4) and torch.allclose(loads.sum(dim=-1), torch.ones(3, 3))
-    assert [step for step, _ in curve] == [0, 1, 2, 3]
+    layer = load("moe").MoEFeedForward({"emb_dim": 32, "hidden_dim": 24, "num_experts": experts, "num_experts_per_tok": top_k, "norm_topk_prob": False})
+    x = torch.randn(2, 10, 32)
+    share, chosen = torch.softmax(layer.gate(x), dim=-1).topk(top_k)
+    every = torch.stack([layer.fc3[i](torch.nn.functional.silu(layer.fc1[i](x)) * layer.fc2[i](x)) for i in range(experts)], dim=2)
+    expected = (every.gather(2, chosen[..., None].expand(-1, -1, -1, 32)) * share[..., None]).sum(dim=2)
+    assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 # ---------- 门控 DeltaNet ----------
@@ -444,20 +547,6 @@ def test_training_learns_and_sees_the_same_batches():
         seeded()
         model = module.GPTModel(cfg)
         torch.rand(3)  # 建模型之后再动全局的随机数，不应影响看到的批
-        curves.append(module.train(model, ids[:500], ids[500:], 24, 30, ""))
+        curves.append(module.train(model, ids[:500], ids[500:], 24, 30, 1))
     assert curves[0] == curves[1]
     assert abs(curves[0][0][1] - math.log(30)) < 1 and curves[0][-1][1] < 0.5
-
-
-def test_cached_generation_is_greedy_decoding():
-    seeded()
-    model = load("gqa").GPTModel(CONFIG | {"n_kv_groups": 2}).eval()
-    idx = torch.randint(30, (2, 5))
-    text = load("gqa").generate_text_simple_cached(model, idx, 19)
-    for i in range(5, 24):
-        assert torch.equal(text[:, i], model(text[:, :i])[:, -1].argmax(dim=-1))
-
-
-def test_seed_noise_looks_at_the_second_half():
-    noise = load("gqa").seed_noise
-    assert noise([(0, 9.0), (1, 3.0), (2, 2.0), (3, 1.0)], [(0, 4.0), (1, 3.0), (2, 2.5), (3, 1.0)]) == 0.5

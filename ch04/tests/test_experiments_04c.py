@@ -18,7 +18,7 @@ import torch
 pytestmark = pytest.mark.filterwarnings("error:Glyph")  # 字体里没有的字会画成方框，matplotlib 这时警告一声
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 SMALL = {
-    "shortcut_gradients": (["--depth", 6, "--steps", 20], "shortcut_gradients.png"),
+    "shortcut_gradients": (["--depth", 6, "--quick"], "shortcut_gradients.png"),
     "norms_and_activations": (["--layers", 1, "--steps", 20], "norms_and_activations.png"),
     "logit_lens": ([], "logit_lens.png"),
 }
@@ -80,7 +80,7 @@ def test_runs_small(command_line, tmp_path, name):
 @pytest.mark.parametrize("init", [0.1, 0.5, 1.7, 3])
 def test_other_initial_weights(command_line, init):
     """换别的合法参数，也没有 ✗。"""
-    code, out, _ = command_line("shortcut_gradients", "--init", init, "--depth", 2, "--steps", 20)
+    code, out, _ = command_line("shortcut_gradients", "--init", init, "--depth", 2, "--quick")
     assert code == 0 and "✗" not in out and "nan" not in out.split("②")[0]
 
 
@@ -89,6 +89,7 @@ def test_other_initial_weights(command_line, init):
     [
         ("shortcut_gradients", ["--depth", 0], "--depth 应在 1 到"),
         ("shortcut_gradients", ["--init", 100], "--init 应在"),
+        ("shortcut_gradients", ["--seeds", 2], "5 到 10"),
         ("shortcut_gradients", ["--steps", "许多"], "invalid int value"),
         ("norms_and_activations", ["--layers", -1], "--layers 应在 1 到"),
         ("norms_and_activations", ["--lr", 2], "--lr 应在 0 到 1 之间"),

@@ -215,19 +215,22 @@ def concat_reset(ns):
 
 
 def preallocated_values(ns):
-    return {"没有窗口": feed(ns.PreallocatedCache(8), [3, 1, 2]), "一次一个": feed(ns.PreallocatedCache(4), [1, 1, 1, 1])}
-
-
-def preallocated_window(ns):
-    return {"窗口 3，一次一个": feed(ns.PreallocatedCache(99, window_size=3), [1] * 10), "窗口 3，一次几个": feed(ns.PreallocatedCache(99, window_size=3), [2, 2, 1, 2, 2, 3]), "窗口 1": feed(ns.PreallocatedCache(99, window_size=1), [1] * 4)}
+    return {"一次几个": feed(ns.PreallocatedCache(8), [3, 1, 2]), "一次一个": feed(ns.PreallocatedCache(4), [1, 1, 1, 1])}
 
 
 def preallocated_memory(ns):
-    cache = ns.PreallocatedCache(99, window_size=3)
-    feed(cache, [1] * 10)
-    whole = ns.PreallocatedCache(6)
-    keys, _ = whole.update(inputs(1, 2, 2, 3), inputs(1, 2, 2, 3))
-    return {"有窗口时留几格": cache.capacity, "没有窗口时": whole.capacity, "交出的是缓存的一段，没有复制": keys.data_ptr() == whole.keys.data_ptr()}
+    cache = ns.PreallocatedCache(6)
+    keys, values = cache.update(inputs(1, 2, 2, 3), inputs(1, 2, 2, 3))
+    shared = keys.data_ptr() == cache.keys.data_ptr() and values.data_ptr() == cache.values.data_ptr()
+    return {"申请的形状": list(cache.keys.shape), "交出的是缓存的一段，没有复制": shared}
+
+
+def preallocated_rewind(ns):
+    """前缀复用：把 length 改小，就退回到那里。"""
+    cache = ns.PreallocatedCache(5)
+    feed(cache, [3, 2])
+    cache.length = 2
+    return {"退回到第 2 个再喂": feed(cache, [1, 2])}
 
 
 def preallocated_reset(ns):
@@ -240,15 +243,11 @@ def preallocated_reset(ns):
 
 
 def visible_values(ns):
-    return {"没有缓存": ns.visible(4, 4, None, "cpu"), "前面有旧的": ns.visible(2, 5, None, "cpu"), "一个新词元": ns.visible(1, 5, None, "cpu")}
-
-
-def visible_window(ns):
-    return {"窗口 2": ns.visible(4, 4, 2, "cpu"), "窗口 3，前面有旧的": ns.visible(2, 6, 3, "cpu"), "窗口 1": ns.visible(3, 3, 1, "cpu"), "窗口比序列长": ns.visible(3, 4, 9, "cpu")}
+    return {"没有缓存": ns.visible(4, 4, "cpu"), "前面有旧的": ns.visible(2, 5, "cpu"), "一个新词元": ns.visible(1, 5, "cpu")}
 
 
 def visible_device(ns):
-    return {"建在哪里": str(ns.visible(2, 3, 2, "meta").device)}
+    return {"建在哪里": str(ns.visible(2, 3, "meta").device)}
 
 
 # ── GroupedQueryAttention ──
@@ -436,8 +435,8 @@ def swiglu_gradients(ns):
 # ── MoEFeedForward ──
 
 
-def moe(ns, top=2, experts=4):
-    return build(ns.MoEFeedForward, {"emb_dim": 6, "hidden_dim": 5, "num_experts": experts, "num_experts_per_tok": top})
+def moe(ns, top=2, experts=4, **more):
+    return build(ns.MoEFeedForward, {"emb_dim": 6, "hidden_dim": 5, "num_experts": experts, "num_experts_per_tok": top} | more)
 
 
 def moe_values(ns):
@@ -476,6 +475,12 @@ def moe_statistics(ns):
 
 def moe_gradients(ns):
     return gradients(moe(ns), inputs(2, 5, 6))
+
+
+def moe_switch(ns):
+    """全部专家的 softmax：只挑一个时，路由也收得到梯度。"""
+    layer, x = moe(ns, 1, norm_topk_prob=False), inputs(2, 5, 6)
+    return {"挑 1 个": layer(x), "挑 2 个": moe(ns, norm_topk_prob=False)(x), "路由的梯度": gradients(layer, x)["对参数的梯度"]["gate.weight"]}
 
 
 def moe_outline(ns):
@@ -698,23 +703,21 @@ COMPONENTS = [
     ),
     dict(
         name="PreallocatedCache",
-        title="KV 缓存（预分配、滑动窗口）",
+        title="KV 缓存（预分配）",
         section="实验",
         source=KV,
         parts=["PreallocatedCache"],
-        needs=["ConcatCache"],
-        task="写 ConcatCache 的子类 PreallocatedCache(capacity, window_size=None)：第一次 update 时按 capacity 申请好内存，以后把新的填进下一个空位，返回缓存的一段（不复制）。属性 length 是见过的总数，end 是填到第几格，reset 时都清零，内存留着。"
-        "有窗口时 capacity 改成 2 × window_size；放不下时，先把最近的 window_size − 1 个搬到开头。返回的只从这批新词元里第一个看得见的键开始。",
-        blanks=["2 * window_size if window_size else capacity", "self.end + t > self.capacity", "self.window_size - 1", "buffer[:, :, self.end - kept : self.end].clone()", "self.end + t, self.length + t", "max(0, self.end - t - self.window_size + 1) if self.window_size else 0"],
-        cases=[("数值", preallocated_values), ("滑动窗口", preallocated_window), ("内存", preallocated_memory), ("重新开始", preallocated_reset)],
+        task="写一个类 PreallocatedCache(capacity)，一层的 KV 缓存：第一次 update(keys, values) 时按 capacity 申请好内存 keys、values（新建时是 None），以后把新词元的键和值 (b, h, t, k) 填进下一个空位，"
+        "返回填过的那一段 (b, h, s, k)（不复制）。length 是填到第几格，reset 时清零，内存留着；外面把 length 改小，就从那里接着填。",
+        blanks=["keys.new_empty(b, h, self.capacity, k)", "end = self.length + t", "self.keys[:, :, self.length : end] = keys", "self.length = end", "self.keys[:, :, :end], self.values[:, :, :end]"],
+        cases=[("数值", preallocated_values), ("内存", preallocated_memory), ("重新开始", preallocated_reset), ("退回去", preallocated_rewind)],
         mutants=[
-            ("2 * window_size if window_size else capacity", "window_size if window_size else capacity", "有窗口时只留了一窗的地方。一次来几个就放不下，每一步也都要搬家。"),
-            ("kept = self.window_size - 1", "kept = self.window_size - 2", "搬家时少留了一个。新来的第一个还要看它前面的 window_size − 1 个。"),
-            ("            self.end = kept\n", "", "搬家之后忘了改 end。新的还往后面填，越了界。"),
-            ("self.end + t, self.length + t", "self.end + t, self.end + t", "length 跟着 end 走了。搬家之后 end 变小，下一个词元的位置就错了。"),
-            ("max(0, self.end - t - self.window_size + 1) if self.window_size else 0", "0", "交出时没有切到窗口。早该看不见的也交了出去。"),
-            ("self.end - t - self.window_size + 1", "self.end - self.window_size", "按最后一个词元切的窗口。一次来几个时，第一个要看的被切掉了。"),
-            ("self.length = self.end = 0", 'self.end = 0\n        self.length = getattr(self, "length", 0)', "reset 没有把 length 清零。换一段话，位置还从上一段的末尾数起。"),
+            ("        self.length = end\n", "", "填好了没有改 length。下一次又填在同一个地方，把旧的盖掉了。"),
+            ("self.keys[:, :, :end], self.values[:, :, :end]", "self.keys, self.values", "把没填过的也交了出去。后面的格子里是没有意义的数，只能交出前 end 个。"),
+            ("self.keys[:, :, :end], self.values[:, :, :end]", "self.keys[:, :, :end].clone(), self.values[:, :, :end].clone()", "交出的是复制品。每一步都抄一遍旧的，预分配就白做了。"),
+            ("        if self.keys is None:\n            self.keys", "        if True:\n            self.keys", "每次都重新申请内存，旧的键和值全丢了。"),
+            ("self.values[:, :, self.length : end] = values", "self.values[:, :, self.length : end] = keys", "值的位置填成了键。"),
+            ("self.length : end] = keys", "self.length - t : end - t] = keys", "键填错了地方。下一个空位从 length 起，到 length + t 止。"),
         ],
     ),
     dict(
@@ -723,17 +726,14 @@ COMPONENTS = [
         section="实验",
         source=KV,
         parts=["visible"],
-        task="写一个函数 visible(t, s, window_size, device)，返回 (t, s) 的 bool 掩码，建在 device 上，True 表示看得见。t 个新词元总是全部 s 个里的最后 t 个；每个看得见自己和前面的，"
-        "window_size 不是 None 时，只看得见最近 window_size 个（含自己）。",
-        blanks=["torch.arange(s, device=device)", "torch.arange(s - t, s, device=device)[:, None]", "(ahead <= 0) & (ahead > -window_size)"],
-        cases=[("数值", visible_values), ("滑动窗口", visible_window), ("设备", visible_device)],
+        task="写一个函数 visible(t, s, device)，返回 (t, s) 的 bool 掩码，建在 device 上，True 表示看得见。t 个新词元总是全部 s 个里的最后 t 个；每个看得见自己和前面的。",
+        blanks=["torch.arange(s, device=device)", "torch.arange(s - t, s, device=device)[:, None]"],
+        cases=[("数值", visible_values), ("设备", visible_device)],
         mutants=[
             ("torch.arange(s - t, s, device=device)", "torch.arange(t, device=device)", SHIFT),
-            ("(ahead <= 0) &", "(ahead < 0) &", "有窗口时看不见自己了。窗口含自己，差为 0 也要算。"),
-            ("else ahead <= 0", "else ahead < 0", "看不见自己了。第一个词元整行都被遮住，softmax 得到 nan。"),
-            ("(ahead > -window_size)", "(ahead >= -window_size)", "窗口多了一格。含自己一共 window_size 个，最远的是前面第 window_size − 1 个。"),
-            ("(ahead <= 0) & (ahead > -window_size)", "ahead > -window_size", "有窗口时忘了因果。左边遮了太早的，右边的未来却露了出来。"),
-            ("torch.arange(s, device=device) - torch.arange(s - t, s, device=device)[:, None]", "torch.arange(s - t, s, device=device)[:, None] - torch.arange(s, device=device)", "减反了。「键在查询后面多远」应是键减查询，反过来就只看得见未来。"),
+            ("<= torch", "< torch", "看不见自己了。第一个词元整行都被遮住，softmax 得到 nan。"),
+            ("<= torch", ">= torch", "比反了。键不在查询后面才看得见，反过来就只看得见未来。"),
+            ("torch.arange(s - t, s, device=device)[:, None]", "torch.arange(s - t, s, device=device)", "忘了竖过来。新词元是行，键是列，少了 [:, None] 就不是一张 (t, s) 的表。"),
         ],
     ),
     dict(
@@ -840,12 +840,13 @@ COMPONENTS = [
         source="ch04/experiments/exp_moe.py",
         parts=["MoEFeedForward"],
         task="写一个 nn.Module：MoEFeedForward(cfg)，用到 emb_dim、hidden_dim、num_experts（e）、num_experts_per_tok（j，不在 1 到 e 之间时 ValueError）。依次建 gate（e 个分数）和三个 nn.ModuleList：fc1、fc2、fc3，每个专家一组，全都不带偏置。"
-        "forward(x) 收 (b, t, d)：每个词元取分数最高的 j 个专家，只在这几个之间 softmax，输出是 Σ 概率 · fc3(silu(fc1) · fc2)。顺便存下 load（各专家被选中的占比）、balance_loss（e · Σ 占比 · 全部专家的 softmax 概率的平均）、last_choice（选了谁）。",
-        blanks=["scores.topk(self.num_experts_per_tok, dim=-1)", "torch.softmax(top_scores, dim=-1)", "top_experts == expert", "chosen.any(dim=-1).nonzero().flatten()", "probs[chosen][:, None]", "torch.bincount(top_experts.flatten(), minlength=self.num_experts) / top_experts.numel()"],
-        cases=[("数值", moe_values), ("逐个词元算", moe_truth), ("有专家没人选", moe_idle), ("负载和均衡损失", moe_statistics), ("梯度", moe_gradients), ("参数", moe_outline), ("拒绝", moe_refuses)],
+        "forward(x) 收 (b, t, d)：每个词元取分数最高的 j 个专家，只在这几个之间 softmax（cfg 里 norm_topk_prob 是 False 时，取全部专家的 softmax 里它们的那几份；没写就是 True），输出是 Σ 概率 · fc3(silu(fc1) · fc2)。顺便存下 load（各专家被选中的占比）、balance_loss（e · Σ 占比 · 全部专家的 softmax 概率的平均）、last_choice（选了谁）。",
+        blanks=["scores.topk(self.num_experts_per_tok, dim=-1)", "torch.softmax(top_scores, dim=-1)", "everyone.gather(1, top_experts)", "top_experts == expert", "chosen.any(dim=-1).nonzero().flatten()", "probs[chosen][:, None]", "torch.bincount(top_experts.flatten(), minlength=self.num_experts) / top_experts.numel()"],
+        cases=[("数值", moe_values), ("逐个词元算", moe_truth), ("有专家没人选", moe_idle), ("负载和均衡损失", moe_statistics), ("梯度", moe_gradients), ("全部专家的 softmax", moe_switch), ("参数", moe_outline), ("拒绝", moe_refuses)],
         mutants=[
             ("torch.softmax(top_scores, dim=-1)", "torch.softmax(scores, dim=-1).gather(-1, top_experts)", "概率在全部专家之间分了。没选中的也占了份，选中的加起来不到 1，输出就小了。"),
             ("torch.softmax(top_scores, dim=-1)", "torch.softmax(top_scores, dim=0)", "softmax 的维错了。应在一个词元的几个专家之间分，不是在词元之间分。"),
+            (" if self.norm_topk_prob else everyone.gather(1, top_experts)", "", "没有管 norm_topk_prob。只挑一个时，一个数的 softmax 永远是 1，路由收不到梯度；False 时要取全部专家的 softmax 里的那一份。"),
             (" * probs[chosen][:, None]", "", "忘了乘概率。topk 不可导，不乘概率，路由就没有梯度，永远学不会。"),
             ("scores.topk(self.num_experts_per_tok, dim=-1)", "scores.topk(self.num_experts_per_tok, dim=-1, largest=False)", "挑了分数最低的专家。分数高才是路由想用的，topk 默认取的就是最大的。"),
             ("(self.fc1[expert](inputs)) * self.fc2[expert](inputs)", "(self.fc1[expert](inputs))", "忘了乘另一路。SwiGLU 是 silu(fc1) · fc2，fc2 没有用上。"),
