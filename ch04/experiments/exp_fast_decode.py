@@ -254,7 +254,7 @@ def fuse_qkv(model):
     for block in model.trf_blocks:
         three = block.att.W_query, block.att.W_key, block.att.W_value
         linear = nn.Linear(three[0].in_features, 3 * three[0].out_features)
-        linear.load_state_dict({name: torch.cat([getattr(each, name) for each in three]) for name in ("weight", "bias")})  # (3d, d)，(3d,)
+        linear.load_state_dict({name: torch.cat([getattr(each, name) for each in three]) for name in ("weight", "bias")})  # 按行叠：先 Q，再 K，再 V
         fused.append(linear)
     return fused
 
@@ -312,7 +312,7 @@ class Decoder:
             ids (Tensor): 新词元的编号，(b, t)；缓存不是空的时候，t 是 1
 
         返回:
-            Tensor: logits，(b, t, V)；开了 "last" 时是 (b, 1, V)
+            Tensor: logits，(b, t, V) 或 (b, 1, V)：开了 "last"，就只有最后一个位置
         """
         model, (b, t), offset = self.model, ids.shape, self.caches[0].length
         x = model.tok_emb(ids) + model.pos_emb(torch.arange(offset, offset + t))  # (b, t, d)
@@ -364,6 +364,7 @@ def draw(rows, limits, path):
     axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel="词元/秒（对数刻度，批里的各句加起来）")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.margins(x=0.12)
     figure.legend(loc="outside lower center", fontsize=8)
     path.parent.mkdir(exist_ok=True)

@@ -253,7 +253,7 @@ def fuse_qkv(model):
     for block in model.trf_blocks:
         three = block.att.W_query, block.att.W_key, block.att.W_value
         linear = nn.Linear(three[0].in_features, 3 * three[0].out_features)
-        linear.load_state_dict({name: torch.cat([getattr(each, name) for each in three]) for name in ("weight", "bias")})  # (3d, d)，(3d,)
+        linear.load_state_dict({name: torch.cat([getattr(each, name) for each in three]) for name in ("weight", "bias")})
         fused.append(linear)
     return fused
 
@@ -623,8 +623,8 @@ def main():
     with torch.inference_mode():
         for name, decoder in decoders.items():
             decoder.start(ids[:, :1])
-            logits[name] = torch.cat([decoder.forward(ids[:, i : i + 1])[:, -1].float() for i in range(1, PROMPT)])  # (t − 1, V)
-        exact = model(ids)[0, 1:]  # (t − 1, V)
+            logits[name] = torch.cat([decoder.forward(ids[:, i : i + 1])[:, -1].float() for i in range(1, PROMPT)])  # (t - 1, V)
+        exact = model(ids)[0, 1:]  # (t - 1, V)
         held = torch.tensor(tiktoken.get_encoding("gpt2").encode(find_data("the-verdict.txt", "story-en.txt").read_text(encoding="utf-8"))[:257])
         quality = {name: perplexity(decoder, held) for name, decoder in decoders.items()} if ckpt else {}
     errors = {name: ((each - exact).abs().mean() / exact.std()).item() for name, each in logits.items()}

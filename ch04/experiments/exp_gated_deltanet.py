@@ -590,7 +590,7 @@ def draw(counts, errors, ages, times, changed, keeps, gate, path):
     for axis, label in zip(axes.flat, labels):
         axis.set_xlabel(label)
         axis.set_ylabel("认得出几成（%）")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # 放在框外，不盖住线
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -393,6 +393,7 @@ def draw(curves, context_length, prefill, appends, path):
     left.axvline(context_length, color="gray", linestyle=":")
     left.annotate("上下文满了", (context_length, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9, color="gray")
     left.set(yscale="log", xlabel="已经有几个词元", ylabel="词元/秒")
+    left.yaxis.set_major_formatter("{x:g}")
     prefill = {n: [1e3 * value / n for value in seconds] for n, seconds in prefill.items()}
     micro = {name: {s: [1e6 * value for value in seconds] for s, seconds in points.items()} for name, points in appends.items()}
     for axis, lines in [(middle, {None: prefill}), (right, micro)]:
@@ -402,6 +403,7 @@ def draw(curves, context_length, prefill, appends, path):
         axis.set(xscale="log", yscale="log")
         axis.set_xticks(list(points), list(points))
         axis.minorticks_off()
+        axis.yaxis.set_major_formatter("{x:g}")
     middle.set(xlabel="一次送几个词元", ylabel="每个词元几毫秒", title="左端是解码，右端是预填充")
     right.set(xlabel="缓存里已经有几个词元", ylabel="再存一个，几微秒", title="拼接与预分配：12 个头 × 64 的一层")
     left.legend(fontsize=8)

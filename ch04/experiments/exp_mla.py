@@ -1,10 +1,10 @@
 """第 4 章 · 实验　多头潜在注意力（MLA）：缓存里只存一个压缩包，用的时候再展开
 
 问题：　缓存一样大，压成一个包（MLA）好，还是几个头合用一份键和值（GQA）好？展开要花时间，会不会得不偿失？
-先猜：　2d = 128 个数压成 16 个：训练好的模型直接压，和从头就带着压缩训练，哪个亏得少？（先想 10 秒，再运行）
-看点：　① r = d 时直接压一点不亏：键和值来自同一个 d 维的输入，本来就只有 d 个自由度；② 左上图：压得狠了，直接压的损失猛涨，接着练 5% 的步数就拉回一大截；
-        ③ 左下图：缓存同样大，MLA 减去 GQA 的差在 0 的哪一边；④ 右上图：老实展开最慢；把展开的矩阵并进查询（吸收），才又小又快；
-        ⑤ 键上一旋转（RoPE），就吸收不了；另留一小段专管旋转，才又行了。
+先猜：　2d = 128 个数压成 16 个：训练好的模型直接压，压了再练几步，从头就带着压缩训练，哪个亏得少？（先想 10 秒，再运行）
+看点：　① r = d 时直接压一点不亏：键和值来自同一个 d 维的输入，本来就只有 d 个自由度；② 左上图：压得狠了，直接压的损失涨上去，接着练 5% 的步数，
+        又拉回来一大半；③ 左下图：缓存同样大，MLA 减去 GQA 在 0 的哪一边？r = d 的两行里什么也没丢，若还高，怪的就不是压缩，是两个矩阵连乘学得慢；
+        ④ 右上图：老实展开最慢；把展开的矩阵并进查询（吸收），才又小又快；⑤ 键上一旋转（RoPE），就吸收不了；另留一小段专管旋转，才又行了。
 动手改：1. --latent 16 8：压得更狠，各训练一遍（8 个数没有对应的 GQA：一份键值最少也要存 16 个）。
         2. 把 compress 里的三处 :r 换成 -r:（留下最小的几个方向）："没有更小的了"变成 ✗；r = 64 的自查还是 ✓，因为那时全留着。
         3. 在 absorb 一支的末尾加一行 scores = scores * (self.head_dim / self.latent_dim) ** 0.5（以为该除以 √r）：自查变成 ✗，
@@ -39,8 +39,6 @@ import zhplot  # noqa: F401　导入它，图上就能写中文
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-# 99% 区间的半宽，是标准误的几倍：个数 → 学生 t 分布的分位数（统计书后面都有这张表）。次数越少，对"散得多开"越没把握，倍数就越大。
-T99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
 CONFIG = {"context_length": 32, "emb_dim": 64, "n_heads": 8, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}  # 词表、份数或 r 另给
 
 
@@ -750,7 +748,7 @@ def main():
     for r in latents:
         for title, losses in [("直接压", now[r]), ("压了再练", later[r])]:
             squeezed[f"r = {r}\n{title}"] = differences = [a - b for a, b in zip(losses, ends[f"MLA {r}"])]
-            print(f"  r = {r:2}，训练好{title}，减去带着压缩训练　{describe(differences, args.quick)}")
+            print(f"  r = {r:2}，训练好{title}，减去带着压缩训练　{describe(differences, args.quick)}" + (f"（多练了 {few} 步）" if title == "压了再练" else ""))
 
     attention, packets, x = MultiHeadLatentAttention(1024, 1024, 0.0, 16, latent_dim=256), torch.randn(1, 4097, 256), torch.randn(1, 1, 1024)
     todo = prepare_steps({f"{title}\n{128 * each} 个数": GroupedQueryAttention(1024, 1024, 0.0, 16, each) for title, each in [("MHA", 16), ("GQA 2 份", 2)]})

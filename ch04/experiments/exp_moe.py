@@ -5,7 +5,7 @@
 看点：　① 右边两幅：同一个种子配对相减，区间整个在 0 的左边才叫更低，跨过 0 就是分不出；"学得快"和"最后低"分开看。
         ② 参数同样多的密集网络要多算 4 倍，它是 MoE 追赶的目标。　③ 一层前向的用时：算得一样多，不等于一样快。
 动手改：1. --experts 1 --top-k 1：四个网络在数学上是同一个，所以都应当是「分不出」；分得出，就是比的办法错了。
-        2. --top-k 1，再把 main 里的 "norm_topk_prob": top_k > 1 改成 "norm_topk_prob": True（只在选中的那一个里 softmax）：
+        2. --top-k 1，再把两处 "norm_topk_prob": top_k > 1 都改成 "norm_topk_prob": True（只在选中的那一个里 softmax）：
            自查「路由收得到梯度」变成 ✗；不看这一条，程序一切正常。
         3. 把 MoEFeedForward 里的 * probs[chosen][:, None] 去掉：程序照样跑，「按定义逐个词元算」和「路由收得到梯度」变成 ✗。
 
@@ -598,7 +598,8 @@ def main():
     confirm("MoE 一个专家，与普通的前馈网络输出相同", torch.allclose(single(x), layer(x), atol=1e-6), "概率没有在选中的几个之间归一")
     confirm("成批地算，与按定义逐个词元算相同", torch.allclose(moe(x[:2, :8]), one_by_one(moe, x[:2, :8]), atol=1e-5), "概率与专家没有对上号，或没有乘概率")
     moe(x).square().sum().backward()
-    confirm(f"路由收得到梯度：{moe.gate.weight.grad.norm():.3g}", experts == 1 or moe.gate.weight.grad.norm() > 1e-3, "只在选中的一个之间 softmax，概率永远是 1")
+    router = 0.0 if moe.gate.weight.grad is None else moe.gate.weight.grad.norm().item()
+    confirm(f"路由收得到梯度：{router:.3g}", experts == 1 or router > 1e-3, "只在选中的一个之间 softmax，概率永远是 1；或者没有乘概率")
     confirm(f"参数的估算与数出来的相同：{estimate['moe_total']:,} 个", estimate["moe_total"] == sum(p.numel() for p in moe.parameters()), "漏了路由，或 SwiGLU 少数了一个矩阵")
     with torch.no_grad():
         moe.gate.weight.copy_((torch.arange(experts) < top_k)[:, None] * 9.0)

@@ -577,8 +577,8 @@ def main():
     busier = {name: [a - b for a, b in zip(busy[name], busy[NONE])] for name in (LOSS, BIAS, SHARED)}
     for title, values in [("最低的验证损失", lower), ("最忙的是几倍　", busier)]:
         for name, each in values.items():
-            print(f"  {title}　{name.ljust(10, '　')}{told(each, short)}")
-    print(f"  最低的验证损失　偏置减去均衡损失　　{told([a - b for a, b in zip(lowest[BIAS], lowest[LOSS])], short)}")
+            print(f"  {title}　{name.ljust(12, '　')}{told(each, short)}")
+    print(f"  最低的验证损失　偏置减去均衡损失　　　　{told([a - b for a, b in zip(lowest[BIAS], lowest[LOSS])], short)}")
     print("第一个种子，最后一层各专家偏爱的字符（均衡损失）：")
     for expert, text in enumerate(results[LOSS][0]["favourites"], start=1):
         print(f"  专家 {expert}　{text}")

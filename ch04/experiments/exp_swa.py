@@ -57,12 +57,9 @@ def estimate_totals(context_length, sliding_window_size, stride, emb_dim, n_head
     """各层加起来，KV 缓存占多少字节。
 
     参数:
-        context_length (int): 已经有几个词元
-        sliding_window_size (int): 窗口 W
-        stride (int): 见 uses_window
-        emb_dim, n_heads (int): 嵌入维度 d，头数 h
-        n_kv_heads, n_layers, batch_size (int): 键和值有几份；层数；批大小
-        bytes_per_elem (int): 每个数几个字节
+        context_length, sliding_window_size, stride (int): 已经有几个词元；窗口 W；见 uses_window
+        emb_dim, n_heads, n_kv_heads (int): 嵌入维度 d，头数 h，键和值有几份
+        n_layers, batch_size, bytes_per_elem (int): 层数，批大小，每个数几个字节
 
     返回:
         int: 字节数
@@ -83,11 +80,8 @@ class MultiHeadAttentionWithSWA(nn.Module):
     这里仍然先算 (t, s) 个分数再遮，省的是缓存；要连计算也省下来，得像 FlashAttention 那样一块一块地跳过。
 
     参数:
-        d_in (int): 输入维度
-        d_out (int): 输出维度，必须能被 num_heads 整除
-        dropout (float): 注意力权重的丢弃率
-        num_heads (int): 头数 h
-        qkv_bias (bool): Q、K、V 的投影带不带偏置
+        d_in, d_out (int): 输入、输出维度；d_out 必须能被 num_heads 整除
+        dropout, num_heads, qkv_bias (float, int, bool): 与第 3 章的 MultiHeadAttention 相同
         sliding_window_size (int 或 None): 窗口 W，含自己；None 表示全看
 
     异常:
@@ -459,8 +453,7 @@ def train_once(path, layers, window, stride, steps, seed):
 
     参数:
         path (str): 文本文件
-        layers, window, stride (int): 见 build
-        steps, seed (int): 走几步；初始权重和批的次序
+        layers, window, stride, steps, seed (int): 见 build；走几步；初始权重和批的次序
 
     返回:
         list: train 的结果
@@ -473,8 +466,7 @@ def recall_once(layers, window, stride, steps, seed):
     """回忆测试：一串随机的词元，最后要说出第一个是什么。先训练，再用没见过的串考。
 
     参数:
-        layers, window, stride (int): 见 build
-        steps, seed (int): 训练几步；初始权重和考题（同一个种子，每个模型看到的串完全相同）
+        layers, window, stride, steps, seed (int): 见 build；训练几步；初始权重和考题（同一个种子，看到的串完全相同）
 
     返回:
         float: 答错的比例；纯猜是 1 − 1 / CHOICES
@@ -609,11 +601,12 @@ def main():
         for name in (mixed, local):
             values = [a[which] - b[which] for a, b in zip(scores[name], scores[full])]
             differences[f"{name}\n{title}".replace("，", "\n")] = values
-            print(f"  {title.ljust(5, '　')}　{name.ljust(10, '　')}{told(values, short)}")
-    print(f"  全看的 {len(seeds)} 条曲线，有 {late} 条在最后一成的步数里还创新低：没走到头的，「最低的」里就还有快慢的成分")
+            print(f"  {title.ljust(5, '　')}　{name.ljust(12, '　')}{told(values, short)}")
+    if not short:
+        print(f"  全看的 {len(seeds)} 条曲线，有 {late} 条在最后一成的步数里还创新低：没走到头的，「最低的」里就还有快慢的成分")
     print(f"回忆 {LENGTH - 1} 个以前的词元，答错的比例（纯猜 {1 - 1 / CHOICES:.0%}）：" + "　".join(f"{name} {statistics.mean(each):.0%}" for name, each in wrong.items()))
     for name in (mixed, local):
-        print(f"  减去全看的　{name.ljust(10, '　')}{told([a - b for a, b in zip(wrong[name], wrong[full])], short)}")
+        print(f"  减去全看的　{name.ljust(12, '　')}{told([a - b for a, b in zip(wrong[name], wrong[full])], short)}")
 
     cfg = (32768, 1024, 5, 4096, 32)
     sizes = [estimate_totals(*cfg, kv, 32) / 1e9 for kv in (32, 8)]

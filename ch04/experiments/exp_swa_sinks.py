@@ -3,8 +3,8 @@
 问题：　每层只准留 8 个词元的键和值：都留给最近的，还是分几个给开头的？损失差多少？
 先猜：　开头的那个字符，离得最远，最没有用；留着它，有好处吗？（先想 10 秒，再运行）
 看点：　① 上表：训练时全看、推理时才扔，损失高多少；② 同样留 8 个，把最近的换成开头的，是更低、更高，还是分不出；
-        ③ 第一个词元分到的注意力，是平均分的几倍：大模型里常有一半以上，softmax 必须加起来是 1，没有想看的，就都堆在它身上；
-        扔掉这样的沉点，损失会垮（Xiao 等，StreamingLLM，2023）。这个小模型有没有，看这一次量的数。
+        ③ 第一个词元分到的注意力，是平均分的几倍：大模型里它常占一半以上，因为 softmax 必须加起来是 1，没有想看的，就都堆在它身上；
+        扔掉这样的沉点，损失会垮（Xiao 等，StreamingLLM，2023）。这个小模型长出沉点了吗？长出来之前，留着开头的有没有用？
 动手改：1. --budget 16：留得多了，扔掉中间的还要紧吗？
         2. 把 too_early[:, : self.num_sinks] = False 那一行删掉：开头的也看不见了，自查「看得见的正好是」变成 ✗。
         3. 把 train_once 里的 restrict(model, CONTEXT, 0) 改成 restrict(model, budget, 0)：训练时就只看最近的 8 个，推理时再这样留，就不比全看的差了。
@@ -460,7 +460,7 @@ def main():
     differences = {f"{names[1]}\n减全看": [each[1] - each[0] for each in losses]}
     differences |= {f"{name.replace('，', chr(10))}\n减{names[1]}": [each[i] - each[1] for each in losses] for i, name in enumerate(names) if i > 1}
     for name, values in differences.items():
-        print(f"  {name.replace(chr(10), '，').replace('，减', ' 减 ').ljust(16, '　')}{told(values, short)}")
+        print(f"  {name.replace(chr(10), '，').replace('，减', ' 减 ').ljust(18, '　')}{told(values, short)}")
     print(f"最后一个位置给第一个词元的注意力，是平均分的几倍：平均 {shares.mean():.1f}，最多的一个头 {shares.max():.1f}（全给它是 {CONTEXT}）")
     draw(names, losses, differences, shares, short, OUTPUTS / "swa_sinks.png")
     print(f"图片已写到 {OUTPUTS / 'swa_sinks.png'}")

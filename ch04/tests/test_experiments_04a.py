@@ -476,10 +476,11 @@ def test_flops_per_token_is_what_torch_counts(layers, emb_dim):
 
 
 def test_weight_tying_script(call, tmp_path):
-    result = call("exp_weight_tying", "--quick", "--steps", 2, "--emb-dim", 64)
-    check_output(result, tmp_path)
-    counts = [int(number.replace(",", "")) for number in re.findall(r"参数 +([\d,]+)　", result[1])]
-    assert len(counts) == 3 and counts[0] - counts[1] == 50257 * 64 and counts[1] == counts[2]
+    code, out, err = call("exp_weight_tying", "--quick", "--emb-dim", 64)
+    assert code == 0 and "✗" not in out and out.count("✓") == 5, err
+    assert (tmp_path / "outputs" / "weight_tying.png").is_file()
+    counts = [int(number.replace(",", "")) for number in re.findall(r"参数 +([\d,]+)　", out)]  # 分开、分开、共用、共用
+    assert len(counts) == 4 and counts[0] - counts[2] == 50257 * 64 and counts[0] == counts[1] and counts[2] == counts[3]
 
 
 def test_tied_stays_tied_and_copy_does_not():
@@ -487,7 +488,7 @@ def test_tied_stays_tied_and_copy_does_not():
     module = load("exp_weight_tying")
     cfg = TINY | {"qkv_bias": False}
     batch = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(0))
-    tied, copied = module.build("共用", cfg), module.build("分开", cfg)
+    tied, copied = module.build(True, False, cfg, 123), module.build(False, False, cfg, 123)
     with torch.no_grad():
         copied.out_head.weight.copy_(copied.tok_emb.weight)
     for model, same in ((tied, True), (copied, False)):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
-NAMES = ["gqa", "swa", "mla", "moe", "gated_deltanet"]
+NAMES = ["gqa", "swa", "mla", "moe"]
 CONFIG = {"vocab_size": 30, "context_length": 24, "emb_dim": 32, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0, "qkv_bias": False}
 EXTRA = {  # 每个脚本的模型要多给的配置：一种有缓存的，一种退化成普通 GPT 的
     "gqa": ({"n_kv_groups": 2}, {"n_kv_groups": 4}),
@@ -97,8 +97,6 @@ def test_runs_as_a_reader_would(name, tmp_path):
         ("moe", ["--balance", -1], "--balance 应在 0 到 100"),
         ("moe", ["--seeds", 11], "--seeds 应在 5 到 10 之间，不能是 11"),
         ("moe", ["--balance", "nan"], "--balance 应在 0 到 100"),
-        ("gated_deltanet", ["--chunk", 0], "--chunk 应在 1 到 1024"),
-        ("gated_deltanet", ["--stride", 0], "--stride 应在 1 到 100"),
         *[(name, ["--steps", 0], "--steps 应在 1 到 100000") for name in NAMES],
         *[(name, ["--seed", -1], "--seed") for name in NAMES],
         *[(name, ["--epochs", 3], "unrecognized arguments") for name in NAMES],

@@ -17,6 +17,7 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 TEXT = FOLDER.parent.parent / "setup" / "data" / "story-en.txt"
+TINY = {"emb_dim": 16, "n_heads": 2, "n_layers": 1}
 
 
 @functools.cache
@@ -36,6 +37,15 @@ def text(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture
+def one_thread():
+    """矩阵这么小，几个线程只会互相等。"""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def false_verdicts(module, first, second, picks, times=4):
     """两方各随便挑五个，配成五对来比，每个数比 times 次：假的高下有几次，一共几次。"""
     verdicts = []
@@ -50,9 +60,10 @@ def false_verdicts(module, first, second, picks, times=4):
 # ---------- 自己与自己比 ----------
 
 
-def test_one_expert_against_dense(text):
+def test_one_expert_against_dense(text, monkeypatch, one_thread):
     """一个专家的 MoE 与密集的前馈网络，数学上是同一个；种子不同。"""
     module = load("moe")
+    monkeypatch.setattr(module, "CONFIG", module.CONFIG | TINY)
     dense = [module.train_once(text, 0, 1, 16, 0.0, 40, seed) for seed in range(10)]
     single = [module.train_once(text, 1, 1, 16, 0.01, 40, seed) for seed in range(100, 110)]
     wrong, total = false_verdicts(module, single, dense, [lambda curve: module.milestones(curve)[0], lambda curve: module.milestones(curve)[1]])
@@ -60,22 +71,24 @@ def test_one_expert_against_dense(text):
     assert module.verdict([curve[-1][1] - curve[0][1] for curve in dense[:5]]) == "更低"  # 真的不同的还分得出
 
 
-def test_no_balancing_against_itself(text):
+def test_no_balancing_against_itself(text, monkeypatch, one_thread):
     """偏置的步子是 0、均衡损失的权重是 0，都是「不管」：损失、最忙的专家、扔掉的比例。"""
     module = load("moe_balance")
-    results = [module.train_once(text, 4, 2, 0, 0.0, 0.0, 20, seed) for seed in range(14)]
+    monkeypatch.setattr(module, "CONFIG", module.CONFIG | TINY)
+    results = [module.train_once(text, 4, 2, 0, 0.0, 0.0, 40, seed) for seed in range(14)]
     picks = [
         lambda each: module.milestones(each["curve"])[1],
-        lambda each: torch.tensor(each["loads"])[-4:].mean(dim=0).max().item() * 4,
+        lambda each: torch.tensor(each["loads"])[-8:].mean(dim=0).max().item() * 4,
         lambda each: each["capacity"][2][0],
     ]
     wrong, total = false_verdicts(module, results[:7], results[7:], picks)
     assert total >= 8 and wrong <= 1
 
 
-def test_wide_window_against_full(text):
+def test_wide_window_against_full(text, monkeypatch, one_thread):
     """窗口放得下整句的，与全看的：种子相同就逐步相同，种子不同就分不出；回忆也一样。"""
     module = load("swa")
+    monkeypatch.setattr(module, "CONFIG", module.CONFIG | {"emb_dim": 16, "n_heads": 2})
     full = [module.train_once(text, 1, 32, 0, 40, seed) for seed in range(10)]
     wide = [module.train_once(text, 1, 32, -1, 40, seed) for seed in range(100, 110)]
     wrong, total = false_verdicts(module, wide, full, [lambda curve: module.milestones(curve)[0], lambda curve: module.milestones(curve)[1]])
@@ -86,10 +99,11 @@ def test_wide_window_against_full(text):
     assert all(abs(a - b) < 1e-4 for (_, a), (_, b) in zip(same, full[0]))
 
 
-def test_sinks_against_themselves(text):
+def test_sinks_against_themselves(text, monkeypatch, one_thread):
     """同样的留法，种子不同的两组模型。"""
     module = load("swa_sinks")
-    results = [module.train_once(text, 8, 20, seed) for seed in range(14)]
+    monkeypatch.setattr(module, "CONFIG", module.CONFIG | TINY)
+    results = [module.train_once(text, 8, 40, seed) for seed in range(14)]
     wrong, total = false_verdicts(module, results[:7], results[7:], [lambda each, i=i: each["losses"][i] - each["losses"][0] for i in (1, 2, 4)])
     assert total >= 8 and wrong <= 1
 

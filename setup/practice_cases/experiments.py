@@ -713,9 +713,9 @@ COMPONENTS = [
         cases=[("数值", preallocated_values), ("内存", preallocated_memory), ("重新开始", preallocated_reset), ("退回去", preallocated_rewind)],
         mutants=[
             ("        self.length = end\n", "", "填好了没有改 length。下一次又填在同一个地方，把旧的盖掉了。"),
-            ("self.keys[:, :, :end], self.values[:, :, :end]", "self.keys, self.values", "把没填过的也交了出去。后面的格子里是没有意义的数，只能交出前 end 个。"),
+            ("self.keys[:, :, :end], self.values[:, :, :end]", "self.keys[:, :, end - t : end], self.values[:, :, end - t : end]", "只交出了新来的。新词元要看的是前面的全部。"),
             ("self.keys[:, :, :end], self.values[:, :, :end]", "self.keys[:, :, :end].clone(), self.values[:, :, :end].clone()", "交出的是复制品。每一步都抄一遍旧的，预分配就白做了。"),
-            ("        if self.keys is None:\n            self.keys", "        if True:\n            self.keys", "每次都重新申请内存，旧的键和值全丢了。"),
+            ("        self.length = end\n", "        self.length = t\n", "length 没有累加。它是填到第几格，不是这一次的个数。"),
             ("self.values[:, :, self.length : end] = values", "self.values[:, :, self.length : end] = keys", "值的位置填成了键。"),
             ("self.length : end] = keys", "self.length - t : end - t] = keys", "键填错了地方。下一个空位从 length 起，到 length + t 止。"),
         ],
