@@ -2,17 +2,18 @@
 
 问题：　归一化从前面挪到后面，或者干脆不要；LayerNorm 换成 RMSNorm，GELU 换成 ReLU 或 SwiGLU：验证损失差多少？
 先猜：　哪一样换了会真的不同，哪几样其实差不多？（先想 10 秒，再运行）
-看点：　① 左图：叠到 12 层，后置的（2017 年的原始写法）一步也没有学到前文，损失停在"只数每个字符有多少"的地方；
-        ② 中图、右图：每一种都与第一种配对相减，看区间：跨过 0 的，就是这个实验分不出的；③ 参数几乎一样多（SwiGLU 有三个矩阵，所以中间只升到 8/3 倍）。
-动手改：1. --layers 2：浅的时候，后置的也学得动：位置要紧，是因为叠得深。
-        2. 把 train 里的 lr=5e-3 改成 lr=5e-4：学习率小十倍，12 层的后置也学得动了；所以最初的 Transformer（后置）离不开学习率预热。
+看点：　① 归一化让深的模型不挑初始权重：都放大到 2 倍，不归一化的一开始就错得没有边；
+        ② 左图：叠到 24 层，后置的（2017 年的原始写法）学不动，损失停在"只数每个字符有多少"的地方；
+        ③ 中图、右图：每一种都与第一种配对相减，看区间：跨过 0 的，就是这个实验分不出的。参数几乎一样多（SwiGLU 有三个矩阵，所以中间只升到 8/3 倍）。
+动手改：1. --layers 12：浅一半，不归一化的与第一种就分不出了：归一化为的是叠得深。
+        2. 把 train 里的 lr=5e-3 改成 lr=5e-4，再用 --layers 12 运行：后置的也学得动了；所以最初的 Transformer（后置）离不开学习率预热。
         3. 把 RMSNorm 里的 x.pow(2).mean(dim=-1, keepdim=True) 换成 x.var(dim=-1, keepdim=True)：减不减均值，训练出来几乎一样，
            这正是 RMSNorm 敢省掉它的原因（自查会有一条 ✗）。
 
 运行：
     python ch04/experiments/exp_norms_and_activations.py            # 图片写到 ch04/outputs/
     python ch04/experiments/exp_norms_and_activations.py --quick
-    约 110 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
+    约 130 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小（这里词元就是字符）
 """
@@ -46,7 +47,7 @@ RECIPES = {
     "SwiGLU": {"norm": "LayerNorm", "place": "pre", "activation": "SwiGLU"},
 }
 BASE = "LayerNorm pre GELU"
-DEEP = [BASE, "不归一化", "post（后置）"]  # 归一化为的是叠得深：在 12 层、d = 32 的窄模型上比
+DEEP = [BASE, "不归一化", "post（后置）"]  # 归一化为的是叠得深：在 24 层、d = 32 的窄模型上比
 SHALLOW = [BASE, "RMSNorm", "ReLU", "SwiGLU"]  # 这几样不靠深度：2 层、d = 64，练得久一些
 T = 16  # 上下文长度
 WHEN = ["走到四分之一时", "最低的"]  # 学得快不快，最后低不低：两个问题
@@ -424,6 +425,29 @@ def train_once(path, layers, name, steps, seed):
     return train(GPTModel(shape_of(layers, len(chars)) | RECIPES[name]), train_ids, val_ids, T, steps, seed)
 
 
+def start_loss(layers, name, gain, val_ids, vocab_size, seed):
+    """还没训练，把块里所有线性层的权重放大几倍，验证损失是多少。
+
+    参数:
+        layers (int): 几个 Transformer 块
+        name (str): RECIPES 里的名字
+        gain (float): 放大几倍
+        val_ids (Tensor): 验证集的编号，一维
+        vocab_size (int): 词表大小
+        seed (int): 初始权重
+
+    返回:
+        float: 损失
+    """
+    torch.manual_seed(seed)
+    model = GPTModel(shape_of(layers, vocab_size) | RECIPES[name])
+    with torch.no_grad():
+        for module in model.trf_blocks.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(gain)
+    return validation_loss(model, val_ids, T)
+
+
 def draw(curves, references, gaps, quick, path):
     """左图：深的曲线；中图、右图：深的、浅的，与第一种配对的差。
 
@@ -497,8 +521,8 @@ def main():
     """深的比归一化，浅的比种类和激活函数；每一种训练几个种子，与第一种配对相减。"""
     parser = argparse.ArgumentParser(description="实验　归一化与激活函数")
     parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
-    parser.add_argument("--layers", type=int, default=12, help="深的模型，几个 Transformer 块（默认：12）")
-    parser.add_argument("--steps", type=int, default=180, help="深的训练几步；浅的训练两倍（默认：180）")
+    parser.add_argument("--layers", type=int, default=24, help="深的模型，几个 Transformer 块（默认：24）")
+    parser.add_argument("--steps", type=int, default=150, help="深的训练几步；浅的训练两倍（默认：150）")
     parser.add_argument("--seeds", type=int, default=5, help="几个种子，5 到 10（默认：5）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子是它乘 1000（默认：123）")
     parser.add_argument("--quick", action="store_true", help="每次只训练 1 步，深的也只有 3 层：看流程，不下结论")
@@ -520,6 +544,12 @@ def main():
     unigram = -(counts / counts.sum()).log()[val_ids].mean().item()
     references = {"只看前一个字符，数数": bigram_loss(train_ids, val_ids, len(chars)), "只数每个字符有多少": unigram}
     print(f"文本　{path}（{len(text):,} 个字符，{len(chars)} 种）　参照：" + "，".join(f"{name}，损失 {loss:.3f}" for name, loss in references.items()))
+
+    gains = (1, 1.5, 2, 3)
+    print(f"\n{layers} 层，没训练时的损失；块里的初始权重放大　" + "　".join(f"{gain:7} 倍" for gain in gains))
+    for name in DEEP:
+        losses = [start_loss(layers, name, gain, val_ids, len(chars), seeds[0]) for gain in gains]
+        print(f"  {name.ljust(20)}" + "　".join(f"{loss:9.3g}" for loss in losses))
 
     groups = [(f"深的：{layers} 层", layers, steps, DEEP), ("浅的：2 层", 2, 2 * steps, SHALLOW)]
     cases = [(path, depth, name, count, seed) for _, depth, count, names in groups for name in names for seed in seeds]

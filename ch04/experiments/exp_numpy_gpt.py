@@ -308,7 +308,8 @@ def numpy_part():
     print(f"打开文件 {stages['打开文件'] * 1000:.0f} 毫秒，第一个词元 {seconds[0] * 1000:.0f} 毫秒（提示词 {len(ids)} 个）；从脚本第一行算起共 {sum(stages.values()):.2f} 秒")
     print(f"之后每秒 {1 / np.median(seconds[1:]):.1f} 个词元")
     print(f"文本　{tokenizer.decode(ids + new)!r}")
-    return {"weights": weights, "d": d, "layers": layers, "ids": ids, "new": new, "logits": logits, "stages": stages, "torch": "torch" in sys.modules, "quick": args.quick}
+    found = {"weights": weights, "d": d, "layers": layers, "ids": ids, "new": new, "logits": logits, "stages": stages}
+    return found | {"torch": "torch" in sys.modules, "quick": args.quick}
 
 
 if __name__ == "__main__":
@@ -605,7 +606,9 @@ def main(result):
 
     (ratio, word), bytes_read = compare(seconds["torch"], seconds["NumPy"]), 4 * (layers * 12 * d * d + len(weights["wte.weight"]) * d)
     print("\n所以（都是这一次量的）：")
-    print(f"  到第一个词元，NumPy {sum(stages.values()):.2f} 秒，PyTorch {sum(slow.values()):.2f} 秒：后者导入和建模型多用 {slow['导入'] - stages['导入'] + slow['建模型、装权重']:.2f} 秒，算第一个词元 {stages['第一个词元']:.2f} 秒对 {slow['第一个词元']:.2f} 秒。")
+    extra = slow["导入"] - stages["导入"] + slow["建模型、装权重"]
+    print(f"  到第一个词元，NumPy {sum(stages.values()):.2f} 秒，PyTorch {sum(slow.values()):.2f} 秒：后者导入和建模型多用 {extra:.2f} 秒，", end="")
+    print(f"算第一个词元 {stages['第一个词元']:.2f} 秒对 {slow['第一个词元']:.2f} 秒。")
     print(f"  之后的速度，NumPy 是 torch 的 {ratio:.2f} 倍" + ("（--quick 模型太小：看流程，不下结论）。" if result["quick"] else f"，{word}。"))
     print(f"  每个词元都要把 {bytes_read / 2**20:.0f} MB 权重从头读一遍：NumPy 每秒读 {bytes_read * speeds(seconds['NumPy'])[1] / 1e9:.1f} GB。怎样更快，见 exp_fast_decode.py。")
 
