@@ -244,18 +244,6 @@ class ShardDataset(Dataset):
     __getitems__ = take  # 同上
 
 
-def whole_batch(batch):
-    """已经是一批了，不用再拼。
-
-    参数:
-        batch (tuple[Tensor, Tensor]): take 给的
-
-    返回:
-        tuple[Tensor, Tensor]: 原样
-    """
-    return batch
-
-
 def make_loader(dataset, shuffle):
     """两种数据集共用：除了拼批的办法，别的都相同。
 
@@ -266,7 +254,7 @@ def make_loader(dataset, shuffle):
     返回:
         DataLoader: 数据加载器
     """
-    collate = whole_batch if hasattr(dataset, "__getitems__") else None
+    collate = (lambda batch: batch) if hasattr(dataset, "__getitems__") else None  # take 给的已经是一批了，不用再拼
     return DataLoader(dataset, BATCH_SIZE, shuffle=shuffle, drop_last=True, collate_fn=collate)
 
 

@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_linear_attention_recall.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_linear_attention_recall.py --quick
-    约 100 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就只量速度
+    约 150 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就只量速度
 
 形状记号：b 批大小　t 序列长度　c 一块里几个词元　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 几个键
 """
@@ -643,6 +643,8 @@ def draw(gaps, curves, bigram, speed, quick, path):
         axes[1, 1].plot(list(rows), middle, "o-", label=name)
         axes[1, 1].fill_between(list(rows), low, high, alpha=0.3)
     axes[1, 1].set_xscale("log", base=2)
+    lengths = list(speed["分块"])
+    axes[1, 1].set_xticks(lengths, lengths)
     axes[1, 1].set_yscale("log")
     axes[1, 1].set_xlabel("序列长度（对数刻度）")
     axes[1, 1].set_ylabel("毫秒（对数刻度；色带是四分位）")
@@ -724,8 +726,8 @@ def main():
     for name, task in TASKS.items():
         for kind, base in [("DeltaNet", "注意力"), ("直接加", "DeltaNet")]:
             early, low = compare((task, kind), (task, base))
-            gaps["记"][f"{name}：\n{kind}减{base}"] = low
-            report(f"{name}，{kind}减{base}", early, low)
+            gaps["记"][f"{name}：\n{kind} 减 {base}"] = low
+            report(f"{name}，{kind} 减 {base}", early, low)
 
     early, low = compare((path, "DeltaNet"), (path, "注意力"))
     gaps["写"] = dict(zip(WHEN, (early, low)))
@@ -734,7 +736,7 @@ def main():
     print(f"\n写文章　2 层，d = 64，4 个头，上下文 32，训练 {steps} 步；只看前一个字符、数数，损失是 {bigram:.3f}")
     for kind in kinds[:2]:
         print(f"  {kind.ljust(8)}　参数 {counts[kind]:,}　最低的验证损失　" + "　".join(f"{loss:.3f}" for loss in best[kind]))
-    report("DeltaNet减注意力", early, low)
+    report("DeltaNet 减注意力", early, low)
 
     lengths = [128, 256] if args.quick else [128, 256, 512, 1024, 2048, 4096, 8192]
     speed = milliseconds_by_length(lengths, args.chunk, 2 if args.quick else 7)
