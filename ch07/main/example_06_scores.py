@@ -105,9 +105,7 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def check_if_running(process_name):
-    """名叫 process_name 的服务在运行吗？
-
-    原书用 psutil 找有没有这个名字的进程；这里少装一个包，直接问服务器：Ollama 的首页写着 "Ollama is running"。
+    """名叫 process_name 的服务在运行吗？原书用 psutil 找进程；这里少装一个包，直接问服务器：Ollama 的首页写着 "Ollama is running"。
 
     参数:
         process_name (str): 名字，如 "ollama"
