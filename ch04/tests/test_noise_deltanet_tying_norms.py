@@ -128,7 +128,7 @@ def test_quick_run(command_line, tmp_path, name):
     assert code == 0 and "✗" not in out and out.count("✓") >= 3, err
     assert (tmp_path / "outputs" / f"{name}.png").is_file()
     if name in TRAINED:
-        assert "看流程，不下结论" in out and not VERDICTS.search(out.replace("不下结论", ""))
+        assert "看流程，不下结论" in out and not VERDICTS.search(out.split("这个数字对吗？")[0])
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_questions_ask_for_the_newest_value():
 def test_recall_training_is_paired_and_learns():
     module = load("linear_attention_recall")
     assert module.train_recall("直接加", 2, 1, 3, 7) == module.train_recall("直接加", 2, 1, 3, 7)
-    curve, right = module.train_recall("注意力", 2, 1, 60, 7)
+    curve, right = module.train_recall("注意力", 2, 1, 120, 7)
     assert abs(curve[0][1] - 2.77) < 0.6 and curve[-1][1] < 1 and right > 0.7
 
 
