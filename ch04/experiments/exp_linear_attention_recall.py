@@ -44,9 +44,6 @@ WIDTH, BOARD = 64, 8  # 嵌入维度；一个头的维度 k，也就是黑板的
 WHEN = ["走到四分之一时", "最低的"]  # 学得快不快，最后低不低：两个问题
 GATE_BIAS = -4.0  # 门的初值：softplus(-4) = 0.018，一开始每个词元只忘 2%
 
-# 99% 区间的半宽，是标准误的几倍：个数 → 学生 t 分布的分位数（为什么要看区间，见 exp_seed_noise.py）
-T99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
-
 
 # region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):

@@ -52,9 +52,6 @@ SHALLOW = [BASE, "RMSNorm", "ReLU", "SwiGLU"]  # 这几样不靠深度：2 层�
 T = 16  # 上下文长度
 WHEN = ["走到四分之一时", "最低的"]  # 学得快不快，最后低不低：两个问题
 
-# 99% 区间的半宽，是标准误的几倍：个数 → 学生 t 分布的分位数（为什么要看区间，见 exp_seed_noise.py）
-T99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
-
 
 # region 沿用 ch03/main: MultiHeadAttention
 class MultiHeadAttention(nn.Module):

@@ -6,7 +6,7 @@
         ③ 右图：真的不同的（四个头换成一个头），区间整个在 0 的一边；"学得快"和"最后低"是两回事，两行可以在 0 的两边。
 动手改：1. --steps 150：只训练四分之一，「最低的」那一行换了一边；训练不够就下结论，比的是谁学得快。
         2. 把 paired_interval 里的 10: 3.250 改成 10: 2.262（95% 的区间）：区间变窄，一百次里有五次会分出假的高下。
-        3. 把 main 里的 (4, 1) 换成 (4, 4)，再把 train_once 里的 manual_seed(seed) 换成 manual_seed(seed + len(path))：自己与自己比。
+        3. 把 train_once 里的 "n_heads": n_heads 改成 "n_heads": 4，manual_seed(seed) 改成 manual_seed(seed + n_heads)：两边都是四个头，只是种子不同，该分不出。
 
 运行：
     python ch04/experiments/exp_seed_noise.py               # 图片写到 ch04/outputs/
