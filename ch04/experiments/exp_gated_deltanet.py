@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_gated_deltanet.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_gated_deltanet.py --quick
-    约 10 秒，0.5 GB（2 核 CPU，只用 1 核）；训练起来怎样，与注意力谁快，见 exp_linear_attention_recall.py
+    约 5 秒，0.5 GB（2 核 CPU，只用 1 核）；训练起来怎样，与注意力谁快，见 exp_linear_attention_recall.py
 
 形状记号：b 批大小　t 序列长度　s 看得见几个（缓存里的加新来的）　c 一块里几个词元　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 写几对
 """

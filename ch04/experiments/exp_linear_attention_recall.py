@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_linear_attention_recall.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_linear_attention_recall.py --quick
-    约 150 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就只量速度
+    约 100 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就只量速度
 
 形状记号：b 批大小　t 序列长度　c 一块里几个词元　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小　n 几个键
 """
