@@ -236,7 +236,7 @@ class Copier(nn.Module):
         x = self.add_position(self.tok_emb(idx))  # (b, t, d)
         allowed = torch.ones(idx.shape[1], idx.shape[1], dtype=torch.bool).tril().triu(1 - window)  # (t, t)
         weights = self.scores(x, stretch).masked_fill(~allowed, -torch.inf).softmax(dim=-1)  # (b, t, t)
-        return self.out_head(weights @ self.W_value(x)), weights  # (b, t, V)
+        return self.out_head(weights @ self.W_value(x)), weights  # (b, t, V)，(b, t, t)
 
 
 def fit(model, distance, length, steps, rate, generator, stretch=1.0):

@@ -237,8 +237,8 @@ def train_once(heads, readout, look, d, steps, seed):
     with torch.no_grad():
         symbols, targets = questions(256, places, generator)
         accuracy = (model(symbols)[:, max(places) :].argmax(dim=-1) == targets).float().mean().item()
-    # 一批里平均：看的是位置，与符号无关。头多的不画，不必存。
-    weights = model.att.last_weights.mean(dim=0).tolist() if heads <= 8 else None  # (h, t, t)
+    # 一批里平均：看的是位置，与符号无关。头多的不画，不必存；存的是 (h, t, t) 的列表。
+    weights = model.att.last_weights.mean(dim=0).tolist() if heads <= 8 else None
     return {"curve": curve, "accuracy": accuracy, "weights": weights}
 
 

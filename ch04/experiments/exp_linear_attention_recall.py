@@ -298,7 +298,7 @@ class GatedSum(GatedDeltaNet):
             state (Tensor): 开始时的黑板，训练时是空的，不用
 
         返回:
-            tuple[Tensor, Tensor]: 读出来的，(b, h, t, k)；原样的黑板
+            tuple[Tensor, Tensor]: 读出来的，(b, h, t, k)；原样的黑板，(b, h, k, k)
         """
         total = alpha.cumsum(dim=2)[..., None]  # (b, h, t, 1)
         future = torch.ones(alpha.shape[2], alpha.shape[2], dtype=torch.bool).triu(1)  # (t, t)
