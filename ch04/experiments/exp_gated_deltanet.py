@@ -654,7 +654,7 @@ def main():
     cfg = {"vocab_size": 60, "context_length": 64, "emb_dim": 64, "n_heads": 4, "n_layers": 4, "drop_rate": 0.0, "qkv_bias": False, "chunk_size": args.chunk}
     linear = "全是 DeltaNet"
     sizes, same, formulas = {}, True, {}
-    ids = torch.randint(60, (1, 64))  # (b, t)
+    ids = torch.randint(60, (1, 64))  # (1, 64)
     print("\n④ 4 层的小模型，d = 64，4 个头（k = 16），一个一个地送进 64 个词元：第 1、8、64 个之后，缓存各多少字节")
     for name, stride in [("全是注意力", 0), (f"{args.stride} 层 DeltaNet，1 层注意力", args.stride), (linear, -1)]:
         model = GPTModel(cfg | {"deltanet_stride": stride})

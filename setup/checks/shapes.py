@@ -138,6 +138,8 @@ def make_project(folder, train=True):
             done = run(command, folder)
             if done.returncode:
                 raise RuntimeError(f"没有造成权重：{done.stderr}")
+            if "--epochs" in command:  # 换了轮数，gpt_train.py 就另存一个名字
+                os.replace(folder / "ch05" / "outputs" / "gpt_mini_1.pth", folder / "ch05" / "outputs" / "gpt_mini.pth")
     return folder
 
 
