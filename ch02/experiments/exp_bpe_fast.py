@@ -362,8 +362,7 @@ class BPETokenizerFast(BPETokenizerSimple):
         """存成 OpenAI 的格式（encoder.json 与 vocab.bpe），tiktoken 和 transformers 也读得了。
 
         参数:
-            vocab_path (str 或 Path): 词表，写法 → 编号
-            bpe_merges_path (str 或 Path): 合并，一行一对
+            vocab_path, bpe_merges_path (str 或 Path): 词表，写法 → 编号；合并，一行一对
         """
         lines = ["#version: 0.2", *(f"{self.vocab[left]} {self.vocab[right]}" for left, right in self.bpe_merges), ""]
         for path, content in ((vocab_path, json.dumps(self.inverse_vocab, ensure_ascii=False)), (bpe_merges_path, "\n".join(lines))):
@@ -375,8 +374,7 @@ class BPETokenizerFast(BPETokenizerSimple):
         """读入 encoder.json 与 vocab.bpe。
 
         参数:
-            vocab_path (str 或 Path): 词表
-            bpe_merges_path (str 或 Path): 合并
+            vocab_path, bpe_merges_path (str 或 Path): 词表；合并
 
         异常:
             ValueError: 文件坏了，或不是这样编排的词表

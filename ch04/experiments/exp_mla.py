@@ -57,10 +57,8 @@ class MultiHeadLatentAttention(nn.Module):
     DeepSeek 的完整版另有一小段带旋转位置编码的键，见 rope_errors；GPT-2 的位置在嵌入里，用不着。
 
     参数:
-        d_in (int): 输入维度
-        d_out (int): 输出维度，必须能被 num_heads 整除
-        dropout (float): 注意力权重的丢弃率
-        num_heads (int): 头数 h
+        d_in, d_out (int): 输入、输出维度；d_out 必须能被 num_heads 整除
+        dropout, num_heads (float, int): 注意力权重的丢弃率；头数 h
         qkv_bias (bool): 各个投影带不带偏置；带偏置时不能吸收
         latent_dim (int 或 None): r；None 表示取 max(16, d_out // 8)，与原书相同
 
@@ -366,10 +364,9 @@ def build_model(vocab_size, n_kv_groups, latent_dim, seed):
     """建一个 GPT，再把每个块的注意力换掉：同一个种子下，注意力以外的初始权重都相同，比起来更准。
 
     参数:
-        vocab_size (int): 词表大小
+        vocab_size, seed (int): 词表大小；初始权重的种子
         n_kv_groups (int): GQA 有几份键和值；等于头数就是多头注意力
         latent_dim (int 或 None): 给了 r 就换成 MLA
-        seed (int): 初始权重的种子
 
     返回:
         GPTModel: 建好的
@@ -525,8 +522,7 @@ def train_once(path, n_kv_groups, latent_dim, sizes, steps, seed):
         n_kv_groups (int): 键和值有几份；用 MLA 时不起作用
         latent_dim (int 或 None): MLA 的 r；None 表示用 GQA
         sizes (tuple[int]): 训练完再压成几个数
-        steps (int): 走几步
-        seed (int): 初始权重和批的次序
+        steps, seed (int): 走几步；初始权重和批的次序
 
     返回:
         dict: curve 是 train 的结果；squeezed 是 r → 刚压完、接着练完的两个损失
@@ -549,8 +545,7 @@ def latent_step(attention, cache, x, length, absorb):
 
     参数:
         attention (MultiHeadLatentAttention): 注意力
-        cache (Tensor): 压缩包，(b, s, r)，s = length + 1
-        x (Tensor): 新的词元，(b, 1, d)
+        cache, x (Tensor): 压缩包，(b, s, r)，s = length + 1；新的词元，(b, 1, d)
         length (int): 已有几个词元
         absorb (bool): True 是吸收，False 是老实展开
 
@@ -597,9 +592,7 @@ def rope_errors(t=8, k=16, r=12, extra=4):
     另留一小段旋转　分数 = (Wᵀ q_m) · c_n + 旋转的一小段之间的点积：前一半照样吸收，后一半的键很短，转好了直接存。
 
     参数:
-        t (int): 几个词元
-        k (int): 每个头的维度
-        r (int): 压缩后几个数
+        t, k, r (int): 几个词元；每个头的维度；压缩后几个数
         extra (int): 专管旋转的那一段有几维，各个头合用，每个词元多存这么多个数
 
     返回:
@@ -630,13 +623,10 @@ def draw(base, losses, times, gaps, squeezed, quick, path):
     """左上：损失随缓存的变化；右上：走一步的用时；左下：缓存同样大时的差；右下：直接压与带着压缩训练的差。
 
     参数:
-        base (float): 多头注意力的平均损失
-        losses (dict): 做法 → 每个词元存几个数 → 每个种子的损失
+        base, losses (float, dict): 多头注意力的平均损失；做法 → 每个词元存几个数 → 每个种子的损失
         times (dict): 做法 → 毫秒的四分位数
-        gaps (dict): 名字 → 每个种子 MLA 减去参照的差
-        squeezed (dict): 名字 → 每个种子直接压减去带着压缩训练的差
-        quick (bool): True 时不画区间
-        path (Path): 图片写到哪里
+        gaps, squeezed (dict): 名字 → 每个种子的差：MLA 减去参照，压的减去带着压缩训练的
+        quick, path (bool, Path): True 时不画区间；图片写到哪里
     """
     figure, ((size, step), (left, right)) = plt.subplots(2, 2, figsize=(11, 7.4), layout="constrained")
     size.axhline(base, color="0.5", linestyle="--", label="多头注意力（存 128 个数）")

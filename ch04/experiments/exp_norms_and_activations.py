@@ -48,7 +48,7 @@ RECIPES = {
 }
 BASE = "LayerNorm pre GELU"
 DEEP = [BASE, "不归一化", "post（后置）"]  # 归一化为的是叠得深：在 24 层、d = 32 的窄模型上比
-SHALLOW = [BASE, "RMSNorm", "ReLU", "SwiGLU"]  # 这几样不靠深度：2 层、d = 64，练得久一些
+SHALLOW = [BASE, "RMSNorm", "ReLU", "SwiGLU"]  # 这几样不靠深度：2 层、d = 64
 T = 16  # 上下文长度
 WHEN = ["走到四分之一时", "最低的"]  # 学得快不快，最后低不低：两个问题
 
@@ -519,7 +519,7 @@ def main():
     parser = argparse.ArgumentParser(description="实验　归一化与激活函数")
     parser.add_argument("--text", help="训练文本，UTF-8 编码（默认：找到的 the-verdict.txt，没有就用自带的英文短篇）")
     parser.add_argument("--layers", type=int, default=24, help="深的模型，几个 Transformer 块（默认：24）")
-    parser.add_argument("--steps", type=int, default=150, help="深的训练几步；浅的训练两倍（默认：150）")
+    parser.add_argument("--steps", type=int, default=200, help="每次训练几步（默认：200）")
     parser.add_argument("--seeds", type=int, default=5, help="几个种子，5 到 10（默认：5）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子是它乘 1000（默认：123）")
     parser.add_argument("--quick", action="store_true", help="每次只训练 1 步，深的也只有 3 层：看流程，不下结论")
@@ -548,16 +548,16 @@ def main():
         losses = [start_loss(layers, name, gain, val_ids, len(chars), seeds[0]) for gain in gains]
         print(f"  {name.ljust(20)}" + "　".join(f"{loss:9.3g}" for loss in losses))
 
-    groups = [(f"深的：{layers} 层", layers, steps, DEEP), ("浅的：2 层", 2, 2 * steps, SHALLOW)]
-    cases = [(path, depth, name, count, seed) for _, depth, count, names in groups for name in names for seed in seeds]
+    groups = [(f"深的：{layers} 层", layers, DEEP), ("浅的：2 层", 2, SHALLOW)]
+    cases = [(path, depth, name, steps, seed) for _, depth, names in groups for name in names for seed in seeds]
     results = side_by_side(train_once, cases, OUTPUTS / "exp_norms_and_activations", workers=1 if args.quick else None)
     gaps, params = [], {}
-    for title, depth, count, names in groups:
+    for title, depth, names in groups:
         shape = shape_of(depth, len(chars))
-        ends = {name: [milestones(results[path, depth, name, count, seed]) for seed in seeds] for name in names}
+        ends = {name: [milestones(results[path, depth, name, steps, seed]) for seed in seeds] for name in names}
         sizes = {name: sum(p.numel() for p in GPTModel(shape | RECIPES[name]).parameters()) for name in names}
         params[title] = max(sizes.values()) / min(sizes.values()) - 1
-        print(f"\n{title}，d = {shape['emb_dim']}，上下文 {T}，{count} 步，{len(seeds)} 个种子　与 {BASE} 配对相减，99% 区间" + ("　训练太短：看流程，不下结论" if args.quick else ""))
+        print(f"\n{title}，d = {shape['emb_dim']}，上下文 {T}，{steps} 步，{len(seeds)} 个种子　与 {BASE} 配对相减，99% 区间" + ("　训练太短：看流程，不下结论" if args.quick else ""))
         gaps.append({})
         for name in names:
             line = f"  {name.ljust(20)}参数 {sizes[name]:8,}　最低的损失 {statistics.mean(low for _, low in ends[name]):.3f}"
@@ -576,7 +576,7 @@ def main():
     confirm("RMSNorm 之后，x² 的平均是 1", torch.allclose(ours, theirs, atol=1e-4), "开方或平均的维度不对")
     spread = max(params.values())
     confirm(f"各种配方的参数几乎一样多（最多差 {spread:.1%}，应在 3% 以内）", spread < 0.03, "SwiGLU 的中间宽度不是 8d/3")
-    start = statistics.mean(results[path, 2, BASE, 2 * steps, seed][0][1] for seed in seeds)
+    start = statistics.mean(results[path, 2, BASE, steps, seed][0][1] for seed in seeds)
     confirm(f"还没训练，损失 {start:.2f} 接近 ln {len(chars)} = {math.log(len(chars)):.2f}", abs(start - math.log(len(chars))) < 0.8, "初始权重太大")
 
 
