@@ -85,6 +85,12 @@ def test_script_says_the_same(entry):
     assert len(close) in (len(set(said)), len(set(value))), f"脚本说 {said}，golden.json 说 {value}"
 
 
+def test_readme_says_how_many():
+    said = re.search(r"共 (\d+) 项（另有 (\d+) 项", (ROOT / "README.md").read_text(encoding="utf-8"))
+    full = sum(entry["full"] for entry in ENTRIES)
+    assert (int(said[1]), int(said[2])) == (len(ENTRIES) - full, full)
+
+
 def test_a_changed_number_is_noticed():
     """上一个测试真的会红：值改一点点就不行。"""
     entry = next(entry for entry in ENTRIES if entry["id"] == "3-04")
