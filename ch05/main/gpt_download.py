@@ -19,6 +19,7 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -352,11 +353,12 @@ def read_tensors(path):
             # weights_only：只读数，不执行文件里夹带的代码。mmap：用到哪个张量，才读哪个。
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         content = content.get("model", content.get("model_state_dict", content))
-        tensors = {}
+        tensors, removed, extra = {}, set(), r"\b(?:_orig_mod|module|transformer)\."
         for name, tensor in content.items():
-            # torch.compile 过的模型，名字前面多 _orig_mod.；多卡训练（DDP）的多 module.；transformers 存的多 transformer.。
-            for prefix in ("_orig_mod.", "module.", "transformer."):
-                name = name.removeprefix(prefix)
+            # torch.compile 过的模型，名字前面多 _orig_mod.（只编译某几块的，多在中间）；多卡训练（DDP）的多 module.；
+            # transformers 存的多 transformer.。先编译还是先套 DDP，两个的次序就不同，所以不论次序，有就去掉。
+            removed |= set(re.findall(extra, name))
+            name = re.sub(extra, "", name)
             # 掩码不要。.attn.bias 前面的点不能少：attn.c_attn.bias 才是偏置。
             if not name.endswith((".att.mask", ".attn.bias", ".attn.masked_bias")):
                 tensors[name] = tensor
@@ -366,6 +368,8 @@ def read_tensors(path):
     for name, good in usable.items():
         if not good:  # 一个 nan，经过一次矩阵乘法就传染给所有的数
             raise ValueError(f"{path} 里的 {name} 有 nan、inf，或不是浮点数（量化过的读不了），请换一个文件")
+    if removed:
+        print(f"名字里多出来的 {'、'.join(sorted(removed))} 去掉了")
     return tensors
 
 
@@ -407,8 +411,9 @@ def build_gpt(tensors, settings, path):
     config |= {"n_heads": settings["n_head"], "n_layers": settings["n_layer"], "drop_rate": 0.0, "qkv_bias": True}
     gpt = GPTModel(config)
     if "tok_emb.weight" in tensors:  # 本项目的名字：直接装
-        # 权重共享的检查点里没有输出层：它就是词嵌入，再装一份。
-        tensors = {"out_head.weight": tensors["tok_emb.weight"]} | tensors
+        if "out_head.weight" not in tensors:  # 权重共享的检查点里没有输出层：它就是词嵌入
+            tensors = tensors | {"out_head.weight": tensors["tok_emb.weight"]}
+            print("文件里没有输出层：它与词嵌入共享，把词嵌入再装一份")
         masks = dict(gpt.named_buffers())
         check_shapes(tensors, {name: tuple(tensor.shape) for name, tensor in gpt.state_dict().items() if name not in masks}, path)
         gpt.load_state_dict(tensors | masks)

@@ -299,6 +299,8 @@ def main():
         model.load_state_dict(ckpt["model"])
     except Exception:  # 不存在的、损坏的、别人的文件，能引出各种异常
         parser.error(f"{path} 读不出来：要 gpt_train.py 或 gpt_download.py 存的 .pth；别处来的先用 gpt_download.py 转换")
+    if bad := [name for name, tensor in ckpt["model"].items() if not tensor.isfinite().all()]:
+        parser.error(f"{path} 里的 {bad[0]} 有 nan 或 inf，一个就会传染给所有的数，请换一个文件")
     model.eval()  # 关掉 dropout，不然同一句话每次算出的概率都不同
     context_size = ckpt["config"]["context_length"]
 

@@ -270,9 +270,9 @@ def book_model(context_length=64, qkv_bias=True):
     return GPTModel(config_of(TINY) | {"context_length": context_length, "qkv_bias": qkv_bias}).eval()
 
 
-@pytest.mark.parametrize("kind", ["pth", "safetensors", "连优化器", "编译过的", "多卡的", "半精度", "权重共享"])
-def test_state_dict_of_the_book(gpt_download, gpt_generate, tmp_path, call, kind):
-    """原书发布的 .pth 和 .safetensors（掩码是浮点数）；torch.compile、DDP 存的；没有 out_head 的。都转成同一种格式。"""
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "连优化器", "编译过的", "多卡的", "先套 DDP 再编译", "编译了再套 DDP", "只编译一块", "半精度", "权重共享"])
+def test_state_dict_of_the_book(gpt_download, gpt_generate, tmp_path, call, capsys, kind):
+    """原书发布的 .pth 和 .safetensors（掩码是浮点数）；torch.compile、DDP 存的；没有 out_head 的。都转成同一种格式，改了什么都说出来。"""
     pytest.importorskip("llms_from_scratch.ch04", reason="没有装 llms-from-scratch，无法与它比较")
     book = book_model()
     if kind == "半精度":
@@ -281,8 +281,10 @@ def test_state_dict_of_the_book(gpt_download, gpt_generate, tmp_path, call, kind
     if kind == "权重共享":
         del state["out_head.weight"]
         book.out_head.weight = book.tok_emb.weight
-    prefix = {"编译过的": "_orig_mod.", "多卡的": "module."}.get(kind, "")
+    prefix = {"编译过的": "_orig_mod.", "多卡的": "module.", "先套 DDP 再编译": "_orig_mod.module.", "编译了再套 DDP": "module._orig_mod."}.get(kind, "")
     state = {prefix + name: value for name, value in state.items()}
+    if kind == "只编译一块":
+        state = {name.replace("trf_blocks.1.", "trf_blocks.1._orig_mod."): value for name, value in state.items()}
     path = tmp_path / ("book.safetensors" if kind in ("safetensors", "半精度") else "book.pth")
     if path.suffix == ".safetensors":
         save_file(state, path)
@@ -294,6 +296,10 @@ def test_state_dict_of_the_book(gpt_download, gpt_generate, tmp_path, call, kind
         gpt, config = gpt_download.build_gpt(gpt_download.read_tensors(path), TINY, path)
         torch.save({"config": config, "model": gpt.state_dict()}, gpt_download.OUTPUTS / "gpt2-124M.pth")
     assert code == 0, err
+    said = out + capsys.readouterr().out
+    removed = sorted(set(re.findall(r"(?:_orig_mod|module)\.", "".join(state))))
+    assert ("去掉了" in said) == bool(removed) and f"多出来的 {'、'.join(removed)} 去掉了" * bool(removed) in said
+    assert ("没有输出层" in said) == (kind == "权重共享")
     model, _ = three_lines(gpt_generate, gpt_download.OUTPUTS / "gpt2-124M.pth")
     ids = torch.randint(50257, (2, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -437,6 +443,20 @@ def test_strange_dictionaries(gpt_download, gpt_generate, tmp_path, call):
         assert call(gpt_generate, "--from-file", tmp_path / "strange.pth")[0] == 2, number
         if number < len(both):
             assert call(gpt_download, "--from-file", tmp_path / "strange.pth")[0] == 2, number
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_generate_names_the_bad_tensor(gpt_generate, tmp_path, call, bad):
+    """权重里有一个 nan 或 inf：不写出一堆胡话，一句中文说出是哪个文件、哪个张量；没有它，照常写。"""
+    path, name = tmp_path / "model.pth", "trf_blocks.1.ff.layers.0.weight"
+    torch.manual_seed(0)
+    state = gpt_generate.GPTModel(config_of(TINY)).state_dict()
+    torch.save({"config": config_of(TINY), "model": state}, path)
+    assert call(gpt_generate, "--from-file", path, "--max-new-tokens", 2)[0] == 0
+    state[name][3, 4] = bad
+    torch.save({"config": config_of(TINY), "model": state}, path)
+    code, _, err = call(gpt_generate, "--from-file", path, "--max-new-tokens", 2)
+    assert code == 2 and f"{path} 里的 {name} 有 nan 或 inf" in err
 
 
 def test_damaged_bytes(gpt_download, tmp_path):

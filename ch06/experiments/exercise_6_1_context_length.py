@@ -209,9 +209,12 @@ def to_csv(rows, csv_file):
     """写成 CSV，第一行是列名，与 pandas 的 to_csv(index=None) 写出的相同。（详解见 ch06/main/example_01_data.py）"""
     csv_file.parent.mkdir(exist_ok=True)
     part = csv_file.with_suffix(f".{os.getpid()}")
-    with open(part, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
-    os.replace(part, csv_file)
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+        os.replace(part, csv_file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class SpamDataset(Dataset):
@@ -402,11 +405,19 @@ def load_classifier(weights):
 
     返回:
         tuple[GPTModel, dict]: 分类器，只有最后一块、最后的归一化和输出层参加训练；它的配置
+
+    异常:
+        ValueError: 文件坏了，或里面有不能用的数
     """
-    ckpt = torch.load(weights, map_location="cpu", weights_only=True)
-    config = ckpt["config"] | {"drop_rate": 0.0}
-    model = GPTModel(config)
-    model.load_state_dict(ckpt["model"])
+    try:
+        ckpt = torch.load(weights, map_location="cpu", weights_only=True)
+        config = ckpt["config"] | {"drop_rate": 0.0}
+        model = GPTModel(config)
+        model.load_state_dict(ckpt["model"])
+    except Exception:  # 坏文件、别的文件，能引出各种异常
+        raise ValueError(f"{weights} 读不出来：要第 5 章存的 .pth，重新存一次") from None
+    if bad := [name for name, tensor in ckpt["model"].items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{weights} 里的 {bad[0]} 有 nan 或 inf，一个就会传染给所有的数，请重新存一次")
     torch.manual_seed(123)
     add_classification_head(model, num_classes=2)
     return model, config
@@ -479,8 +490,10 @@ def main():
     args = parser.parse_args()
     try:
         compare(args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:  # 磁盘满了，没有权限
+        parser.error(f"读写不了 {error.filename or '输出'}：{error.strerror}")
 
 
 if __name__ == "__main__":

@@ -209,9 +209,12 @@ def to_csv(rows, csv_file):
     """写成 CSV，第一行是列名，与 pandas 的 to_csv(index=None) 写出的相同。（详解见 ch06/main/example_01_data.py）"""
     csv_file.parent.mkdir(exist_ok=True)
     part = csv_file.with_suffix(f".{os.getpid()}")
-    with open(part, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
-    os.replace(part, csv_file)
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+        os.replace(part, csv_file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class SpamDataset(Dataset):
@@ -397,10 +400,15 @@ def confirm(claim, ok, hint):
 # region 沿用 ch06/experiments/exercise_6_1_context_length.py: load_classifier, finetune
 def load_classifier(weights):
     """6.4–6.5 节：装上预训练的权重，换成分类头。（详解见 ch06/experiments/exercise_6_1_context_length.py）"""
-    ckpt = torch.load(weights, map_location="cpu", weights_only=True)
-    config = ckpt["config"] | {"drop_rate": 0.0}
-    model = GPTModel(config)
-    model.load_state_dict(ckpt["model"])
+    try:
+        ckpt = torch.load(weights, map_location="cpu", weights_only=True)
+        config = ckpt["config"] | {"drop_rate": 0.0}
+        model = GPTModel(config)
+        model.load_state_dict(ckpt["model"])
+    except Exception:
+        raise ValueError(f"{weights} 读不出来：要第 5 章存的 .pth，重新存一次") from None
+    if bad := [name for name, tensor in ckpt["model"].items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{weights} 里的 {bad[0]} 有 nan 或 inf，一个就会传染给所有的数，请重新存一次")
     torch.manual_seed(123)
     add_classification_head(model, num_classes=2)
     return model, config
@@ -467,8 +475,10 @@ def main():
     args = parser.parse_args()
     try:
         compare(args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:  # 磁盘满了，没有权限
+        parser.error(f"读写不了 {error.filename or '输出'}：{error.strerror}")
 
 
 if __name__ == "__main__":

@@ -185,9 +185,12 @@ def to_csv(rows, csv_file):
     """
     csv_file.parent.mkdir(exist_ok=True)
     part = csv_file.with_suffix(f".{os.getpid()}")  # 先写在旁边，写完再改名：别的脚本读到的总是完整的一份
-    with open(part, "w", encoding="utf-8", newline="") as file:  # newline=""：换行由 csv 模块来管
-        csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
-    os.replace(part, csv_file)
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:  # newline=""：换行由 csv 模块来管
+            csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+        os.replace(part, csv_file)
+    finally:
+        part.unlink(missing_ok=True)  # 改了名就没有它了；还在，说明没有写完（磁盘满了），不留下
 
 
 for name, part in [("train", train), ("validation", validation), ("test", test)]:

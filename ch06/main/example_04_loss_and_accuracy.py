@@ -228,9 +228,12 @@ def to_csv(rows, csv_file):
     """写成 CSV，第一行是列名，与 pandas 的 to_csv(index=None) 写出的相同。（详解见 ch06/main/example_01_data.py）"""
     csv_file.parent.mkdir(exist_ok=True)
     part = csv_file.with_suffix(f".{os.getpid()}")
-    with open(part, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
-    os.replace(part, csv_file)
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+        os.replace(part, csv_file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class SpamDataset(Dataset):

@@ -232,9 +232,12 @@ def to_csv(rows, csv_file):
     """写成 CSV，第一行是列名，与 pandas 的 to_csv(index=None) 写出的相同。（详解见 ch06/main/example_01_data.py）"""
     csv_file.parent.mkdir(exist_ok=True)
     part = csv_file.with_suffix(f".{os.getpid()}")
-    with open(part, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
-    os.replace(part, csv_file)
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+        os.replace(part, csv_file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class SpamDataset(Dataset):
@@ -446,11 +449,11 @@ def plot_values(epochs_seen, examples_seen, train_values, val_values, label="los
         examples_seen (Tensor): 每个点对应的样本数
         train_values (list[float]): 训练集的损失或准确率
         val_values (list[float]): 验证集的
-        label (str): "loss" 或 "accuracy"
+        label (str): "loss" 或 "accuracy"，后面可以再带几个字，与别的图分开
 
     出处: 原书 6.7 节
     """
-    name = {"loss": "损失", "accuracy": "准确率"}[label]
+    name = "损失" if label.startswith("loss") else "准确率"
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     axis.plot(epochs_seen, train_values, marker="o", label=f"训练集{name}")
     axis.plot(epochs_seen, val_values, marker="o", linestyle="-.", label=f"验证集{name}")

@@ -263,9 +263,12 @@ def to_csv(rows, csv_file):
     """
     csv_file.parent.mkdir(exist_ok=True)
     part = csv_file.with_suffix(f".{os.getpid()}")  # 先写在旁边，写完再改名：别的脚本读到的总是完整的一份
-    with open(part, "w", encoding="utf-8", newline="") as file:  # newline=""：换行由 csv 模块来管
-        csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
-    os.replace(part, csv_file)
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:  # newline=""：换行由 csv 模块来管
+            csv.writer(file, lineterminator="\n").writerows([("Label", "Text"), *rows])
+        os.replace(part, csv_file)
+    finally:
+        part.unlink(missing_ok=True)  # 改了名就没有它了；还在，说明没有写完（磁盘满了），不留下
 
 
 class SpamDataset(Dataset):
@@ -498,11 +501,11 @@ def plot_values(epochs_seen, examples_seen, train_values, val_values, label="los
         examples_seen (Tensor): 每个点对应的样本数
         train_values (list[float]): 训练集的损失或准确率
         val_values (list[float]): 验证集的
-        label (str): "loss" 或 "accuracy"
+        label (str): "loss" 或 "accuracy"，后面可以再带几个字，与别的图分开
 
     出处: 原书 6.7 节
     """
-    name = {"loss": "损失", "accuracy": "准确率"}[label]
+    name = "损失" if label.startswith("loss") else "准确率"
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     axis.plot(epochs_seen, train_values, marker="o", label=f"训练集{name}")
     axis.plot(epochs_seen, val_values, marker="o", linestyle="-.", label=f"验证集{name}")
@@ -652,6 +655,8 @@ def load_model(path, tuned=False):
         model.load_state_dict(saved["model"])
     except Exception:  # 坏文件、别的文件，能引出各种异常
         raise ValueError(f"{path} 读不出来：要{'这个脚本' if tuned else '第 5 章'}存的 .pth，重新存一次") from None
+    if bad := [name for name, tensor in saved["model"].items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path} 里的 {bad[0]} 有 nan 或 inf，一个就会传染给所有的数，请重新存一次")
     return model, saved
 
 
@@ -670,8 +675,9 @@ def save_model(weights, path):
         torch.save(weights, part)
         os.replace(part, path)
     except (OSError, RuntimeError):  # 磁盘满了，torch.save 报的是 RuntimeError
-        part.unlink(missing_ok=True)
         raise ValueError(f"存不下 {path}：磁盘满了，或没有写的权限") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def finetune(args, classifier):
@@ -719,8 +725,9 @@ def finetune(args, classifier):
     save_model({"config": config, "model": model.state_dict(), "max_length": max_length}, classifier)
     # 损失每 EVAL_FREQ 步量一次，从第 0 步起；准确率每轮结束时才量，第一个点在第 1 轮。
     steps, epochs = torch.arange(len(train_losses)) * EVAL_FREQ, torch.arange(1, num_epochs + 1)
-    plot_values(steps / len(train_loader), steps * BATCH_SIZE, train_losses, val_losses)
-    plot_values(epochs, epochs * len(train_loader) * BATCH_SIZE, train_accs, val_accs, label="accuracy")
+    trial = "-quick" * args.quick  # 图也另存，不盖掉好的
+    plot_values(steps / len(train_loader), steps * BATCH_SIZE, train_losses, val_losses, "loss" + trial)
+    plot_values(epochs, epochs * len(train_loader) * BATCH_SIZE, train_accs, val_accs, "accuracy" + trial)
 
     accuracy = [calc_accuracy_loader(loader, model, device) for loader in loaders]
     spam_share = torch.cat([labels for _, labels in test_loader]).float().mean().item()
@@ -732,7 +739,7 @@ def finetune(args, classifier):
         print("这里只训练了最后一块；全部参数都训练会怎样，见练习 6.2")
 
     # 6.8　判断没见过的短信
-    print(f"分类器　{classifier}　图片　loss-plot.png、accuracy-plot.png\n")
+    print(f"分类器　{classifier}　图片　loss{trial}-plot.png、accuracy{trial}-plot.png\n")
     for text in REVIEWS:
         print(f"{classify_review(text, model, tokenizer, device, max_length):<9}{text}")
     print("\n这个数字对吗？")
@@ -767,9 +774,12 @@ def classify(args, classifier):
         raise ValueError("--classify 是空的，请在引号里写上要判断的短信")
     if not classifier.is_file():
         raise ValueError(f"找不到 {classifier}，请先运行同样的命令，去掉 --classify")
-    device, (model, saved) = pick_device(args.device), load_model(classifier, tuned=True)
-    answer = classify_review(args.classify, model.to(device), tiktoken.get_encoding("gpt2"), device, saved["max_length"])
+    device, (model, saved), tokenizer = pick_device(args.device), load_model(classifier, tuned=True), tiktoken.get_encoding("gpt2")
+    answer = classify_review(args.classify, model.to(device), tokenizer, device, saved["max_length"])
     print(f"分类器　{classifier}\n{answer}　{args.classify}")
+    length = len(tokenizer.encode(args.classify, disallowed_special=()))
+    if length > saved["max_length"]:
+        print(f"这条有 {length} 个词元，只看了前 {saved['max_length']} 个：训练时每条就是这么长，后面的截掉了")
 
 
 def main():
@@ -788,6 +798,9 @@ def main():
         parser.error(str(error))
     except OSError as error:  # 磁盘满了，没有权限
         parser.error(f"读写不了 {error.filename or OUTPUTS}：{error.strerror}")
+    except KeyboardInterrupt:
+        print("\n停下了。分类器要到训练完才存，写到一半的不会盖掉以前的")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -495,9 +495,15 @@ def test_finetuning_from_start_to_end(project, finetune, small_data, command_lin
     for text in ("You won a prize, call now", 'quotes " and; commas, 你好 <|endoftext|>', "x " * 500):
         code, out, err = command_line(finetune, "--classify", text, "--device", "cpu")
         assert code == 0 and err == "" and re.search(r"^(spam|not spam)　", out, re.M), err
+        assert re.findall(r"这条有 (\d+) 个词元，只看了前 (\d+) 个", out) == [("1000", str(saved["max_length"]))] * (text[0] == "x")  # 截掉了就说
+    pictures = {path: path.read_bytes() for path in finetune.OUTPUTS.glob("*-plot.png") if "quick" not in path.name}
+    assert len(pictures) == 2
     for flags, name in ((["--quick"], "quick"), (["--size", "124M"], "124M")):
         code, out, err = command_line(finetune, *given, *flags)
         assert code == 0 and "✗" not in out and (finetune.OUTPUTS / f"review_classifier_{name}.pth").is_file(), err
+        if name == "quick":  # 图也是另存的
+            assert all(path.read_bytes() == picture for path, picture in pictures.items())
+            assert "loss-quick-plot.png、accuracy-quick-plot.png" in out and (finetune.OUTPUTS / "accuracy-quick-plot.png").is_file()
     assert "gpt2-124M.pth" in out and mini.read_bytes() == before
     assert not list(finetune.OUTPUTS.glob("*.part"))
 
@@ -559,6 +565,64 @@ def test_broken_weights(content, tmp_path, command_line):
     classifier = shutil.copy(folder / "ch05" / "outputs" / "gpt2-124M.pth", module.OUTPUTS / "review_classifier_mini.pth")  # 没换过输出层的
     code, _, err = command_line(module, "--classify", "hi", "--device", "cpu")
     assert code == 2 and f"{classifier} 读不出来" in complaint(err)
+
+
+def test_bad_numbers_are_named(tmp_path, small_data, command_line):
+    """权重、分类器里有 nan 或 inf：一句中文，说出是哪个张量；不会等到损失坏了才怪学习率。"""
+    folder = make_project(tmp_path)
+    module = load(folder / "ch06" / "main" / "gpt_class_finetune.py")
+    assert command_line(module, "--data", small_data, "--quick", "--device", "cpu")[0] == 0
+    mini, classifier = folder / "ch05" / "outputs" / "gpt_mini.pth", module.OUTPUTS / "review_classifier_quick.pth"
+    exercise = load(folder / "ch06" / "experiments" / "exercise_6_1_context_length.py")
+    for path, name, bad in [(mini, "trf_blocks.1.att.W_key.weight", torch.nan), (classifier, "out_head.weight", torch.inf)]:
+        saved = torch.load(path, weights_only=True)
+        saved["model"][name][0, 0] = bad
+        torch.save(saved, path)
+        code, _, err = command_line(module, "--data", small_data, "--quick", "--device", "cpu", *["--classify", "hi"] * (path == classifier))
+        assert code == 2 and f"{path} 里的 {name} 有 nan 或 inf" in complaint(err)
+    code, _, err = command_line(exercise, "--data", small_data, "--quick", "--device", "cpu")
+    assert code == 2 and f"{mini} 里的 trf_blocks.1.att.W_key.weight 有 nan 或 inf" in complaint(err)
+    mini.write_bytes(b"hello")
+    code, _, err = command_line(exercise, "--data", small_data, "--quick", "--device", "cpu")
+    assert code == 2 and f"{mini} 读不出来" in complaint(err)
+
+
+def test_ctrl_c(finetune, small_data, command_line, monkeypatch):
+    """训练或存到一半按 Ctrl-C：没有 traceback，退出码 130，以前的分类器还在，不留下半个文件。"""
+    old = finetune.OUTPUTS / "review_classifier_quick.pth"
+    finetune.OUTPUTS.mkdir(exist_ok=True)
+    old.write_bytes(b"old")
+
+    def stop(*given):
+        if isinstance(given[-1], Path):
+            given[-1].write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    for owner, name in ((finetune, "calc_loss_batch"), (finetune.torch, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            code, out, err = command_line(finetune, "--data", small_data, "--quick", "--device", "cpu")
+        assert code == 130 and "停下了" in out.splitlines()[-1] and "Traceback" not in err, name
+    assert old.read_bytes() == b"old" and not list(finetune.OUTPUTS.glob("*.part"))
+    old.unlink()
+
+
+def test_full_disk_leaves_no_half_csv(untouched, tmp_path, command_line, monkeypatch, small_data):
+    """写 CSV 写到一半磁盘满了：原来的还在，写在旁边的半个文件不留下；总结脚本和练习都是一句中文。"""
+    path = tmp_path / "train.csv"
+    path.write_text("old", encoding="utf-8")
+
+    def rows():
+        yield 1, "half"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        untouched.to_csv(rows(), path)
+    assert [item.name for item in tmp_path.iterdir()] == ["train.csv"] and path.read_text(encoding="utf-8") == "old"
+    for script in [untouched, load(Path(untouched.__file__).parents[1] / "experiments" / "exercise_6_2_whole_model.py")]:
+        monkeypatch.setattr(script, "to_csv", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device", str(path))))
+        code, _, err = command_line(script, "--data", small_data, "--quick", "--device", "cpu")
+        assert code == 2 and f"读写不了 {path}" in complaint(err)
 
 
 def test_what_goes_wrong_while_training(finetune, small_data, command_line, monkeypatch):

@@ -414,10 +414,19 @@ def load_model(device):
 
     返回:
         GPTModel: 模型
+
+    异常:
+        ValueError: 文件坏了，或里面有不能用的数
     """
-    ckpt = torch.load(find_data(WEIGHTS), map_location="cpu", weights_only=True)
-    model = GPTModel(ckpt["config"] | {"drop_rate": 0.0})
-    model.load_state_dict(ckpt["model"])
+    path = find_data(WEIGHTS)
+    try:
+        ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        model = GPTModel(ckpt["config"] | {"drop_rate": 0.0})
+        model.load_state_dict(ckpt["model"])
+    except Exception:  # 坏文件、别的文件，能引出各种异常
+        raise ValueError(f"{path} 读不出来：要第 5 章存的 .pth，重新存一次") from None
+    if bad := [name for name, tensor in ckpt["model"].items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path} 里的 {bad[0]} 有 nan 或 inf，一个就会传染给所有的数，请重新存一次")
     return model.to(device)
 
 
@@ -538,8 +547,10 @@ def main():
     args = parser.parse_args()
     try:
         compare(args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:  # 磁盘满了，没有权限
+        parser.error(f"读写不了 {error.filename or '输出'}：{error.strerror}")
 
 
 if __name__ == "__main__":

@@ -386,9 +386,15 @@ def calc_loss_batch(input_batch, target_batch, model, device):
 # region 沿用 ch07/experiments/exercise_7_1_phi3_prompt.py: load_model, load_split, finetune, evaluate_answers
 def load_model(device):
     """读入预训练过的模型；每次微调都从这同一份权重开始。（详解见 ch07/experiments/exercise_7_1_phi3_prompt.py）"""
-    ckpt = torch.load(find_data(WEIGHTS), map_location="cpu", weights_only=True)
-    model = GPTModel(ckpt["config"] | {"drop_rate": 0.0})
-    model.load_state_dict(ckpt["model"])
+    path = find_data(WEIGHTS)
+    try:
+        ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        model = GPTModel(ckpt["config"] | {"drop_rate": 0.0})
+        model.load_state_dict(ckpt["model"])
+    except Exception:
+        raise ValueError(f"{path} 读不出来：要第 5 章存的 .pth，重新存一次") from None
+    if bad := [name for name, tensor in ckpt["model"].items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path} 里的 {bad[0]} 有 nan 或 inf，一个就会传染给所有的数，请重新存一次")
     return model.to(device)
 
 
@@ -568,8 +574,10 @@ def main():
     args = parser.parse_args()
     try:
         compare(args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:  # 磁盘满了，没有权限
+        parser.error(f"读写不了 {error.filename or '输出'}：{error.strerror}")
 
 
 if __name__ == "__main__":

@@ -549,6 +549,8 @@ def load_model(path):
         model.load_state_dict(ckpt["model"])
     except Exception:  # 坏文件、别的文件，能引出各种异常
         raise ValueError(f"{path} 读不出来：要第 5 章或这个脚本存的 .pth，重新存一次") from None
+    if bad := [name for name, tensor in ckpt["model"].items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path} 里的 {bad[0]} 有 nan 或 inf，一个就会传染给所有的数，请重新存一次")
     return model, config
 
 
@@ -568,8 +570,9 @@ def save_model(weights, path):
         torch.save(weights, part)
         os.replace(part, path)
     except (OSError, RuntimeError):  # 磁盘满了，torch.save 报的是 RuntimeError
-        part.unlink(missing_ok=True)
         raise ValueError(f"存不下 {path}：磁盘满了，或没有写的权限") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def finetune(args):
@@ -579,12 +582,14 @@ def finetune(args):
         args (argparse.Namespace): 命令行参数，见 main
 
     异常:
-        ValueError: 没有这个数据文件，或条数太少
+        ValueError: 轮数不到 1，没有这个数据文件，或条数太少
     """
     device, settings = pick_device(args.device), SETTINGS[args.size]
     batch_size = settings["batch_size"]
     num_epochs, eval_freq = (1, 5) if args.quick else (settings["num_epochs"], settings["eval_freq"])
     name = "gpt-quick" if args.quick else NAMES[args.size]  # --quick 写的文件另有名字，不会盖掉好的
+    if num_epochs < 1:
+        raise ValueError(f"SETTINGS 里的 num_epochs 至少是 1，不能是 {num_epochs}")
 
     # 7.2　数据
     path = args.data or find_data("instruction-data.json", "instructions.json")
@@ -704,6 +709,9 @@ def main():
         parser.error(str(error))
     except OSError as error:  # 磁盘满了，没有权限
         parser.error(f"读写不了 {error.filename or OUTPUTS}：{error.strerror}")
+    except KeyboardInterrupt:
+        print("\n停下了。模型要到训练完才存，写到一半的不会盖掉以前的")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -429,12 +429,64 @@ def test_full_disk(main_script, project, small, command_line, monkeypatch):
     old.unlink()
 
 
-def test_first_nan_stops(main_script, project, small, command_line, monkeypatch):
-    """学习率大得离谱：一句话说损失坏了，不留下模型。"""
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_first_nan_stops(old, main_script, project, small, command_line, monkeypatch):
+    """学习率大得离谱：第一个坏了的损失就停下，一句话说清；没有存过的不留下模型，存过的还在。"""
     monkeypatch.setitem(main_script.SETTINGS, "mini", main_script.SETTINGS["mini"] | {"learning_rate": 1e30})
+    path = project / "ch07" / "outputs" / "gpt-mini-sft.pth"
+    path.parent.mkdir(exist_ok=True)
+    if old:
+        path.write_bytes(old)
     code, _, err = command_line(main_script, "--data", small, "--device", "cpu")
-    assert code == 2 and "学习率" in complaint(err)
-    assert not (project / "ch07" / "outputs" / "gpt-mini-sft.pth").exists()
+    assert code == 2 and re.search("第 1 步的损失是 (nan|inf)，训练停下：学习率", complaint(err))
+    assert (path.read_bytes() if path.exists() else None) == old
+    path.unlink(missing_ok=True)
+
+
+def test_bad_numbers_are_named(main_script, project, small, tmp_path, command_line, monkeypatch):
+    """权重里有 nan 或 inf：一句中文，说出是哪个张量；微调、--ask、练习都是。"""
+    saved, name = torch.load(project / "ch05" / "outputs" / "gpt_mini.pth", weights_only=True), "trf_blocks.0.norm1.scale"
+    saved["model"][name][2] = torch.nan
+    tuned = project / "ch07" / "outputs" / "gpt-mini-sft.pth"
+    tuned.parent.mkdir(exist_ok=True)
+    for path in (tmp_path / "gpt_mini.pth", tuned):
+        torch.save(saved, path)
+    exercise = load(project / "ch07" / "experiments" / "exercise_7_3_alpaca_52k.py")
+    for script in (main_script, exercise):
+        monkeypatch.setattr(script, "find_data", lambda *names: tmp_path / names[0])
+    for script, path, flags in [(main_script, tmp_path / "gpt_mini.pth", []), (main_script, tuned, ["--ask", "Hi"]), (exercise, tmp_path / "gpt_mini.pth", [])]:
+        code, _, err = command_line(script, "--data", small, "--device", "cpu", *flags)
+        assert code == 2 and f"{path} 里的 {name} 有 nan 或 inf" in complaint(err)
+    tuned.unlink()
+    (tmp_path / "gpt_mini.pth").write_bytes(b"hello")
+    code, _, err = command_line(exercise, "--data", small, "--device", "cpu")
+    assert code == 2 and f"{tmp_path / 'gpt_mini.pth'} 读不出来" in complaint(err)
+
+
+def test_no_epochs(main_script, small, command_line, monkeypatch):
+    monkeypatch.setitem(main_script.SETTINGS, "mini", main_script.SETTINGS["mini"] | {"num_epochs": 0})
+    code, _, err = command_line(main_script, "--data", small, "--device", "cpu")
+    assert code == 2 and "num_epochs 至少是 1，不能是 0" in complaint(err)
+
+
+def test_ctrl_c(main_script, project, small, command_line, monkeypatch):
+    """训练或存到一半按 Ctrl-C：没有 traceback，退出码 130，以前的模型还在，不留下半个文件。"""
+    old = project / "ch07" / "outputs" / "gpt-quick-sft.pth"
+    old.parent.mkdir(exist_ok=True)
+    old.write_bytes(b"old")
+
+    def stop(*given):
+        if isinstance(given[-1], Path):
+            given[-1].write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    for owner, name in ((main_script, "calc_loss_batch"), (main_script.torch, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            code, out, err = command_line(main_script, "--data", small, "--quick", "--device", "cpu")
+        assert code == 130 and "停下了" in out.splitlines()[-1] and "Traceback" not in err, name
+    assert old.read_bytes() == b"old" and not list(old.parent.glob("*.part"))
+    old.unlink()
 
 
 # ---- Ollama ----
