@@ -411,12 +411,13 @@ def build_gpt(tensors, settings, path):
     config |= {"n_heads": settings["n_head"], "n_layers": settings["n_layer"], "drop_rate": 0.0, "qkv_bias": True}
     gpt = GPTModel(config)
     if "tok_emb.weight" in tensors:  # 本项目的名字：直接装
-        if "out_head.weight" not in tensors:  # 权重共享的检查点里没有输出层：它就是词嵌入
-            tensors = tensors | {"out_head.weight": tensors["tok_emb.weight"]}
-            print("文件里没有输出层：它与词嵌入共享，把词嵌入再装一份")
+        tied = "out_head.weight" not in tensors  # 权重共享的检查点里没有输出层：它就是词嵌入
+        tensors = {"out_head.weight": tensors["tok_emb.weight"]} | tensors
         masks = dict(gpt.named_buffers())
         check_shapes(tensors, {name: tuple(tensor.shape) for name, tensor in gpt.state_dict().items() if name not in masks}, path)
         gpt.load_state_dict(tensors | masks)
+        if tied:
+            print("文件里没有输出层：它与词嵌入共享，把词嵌入再装了一份")
         return gpt, config
     head = tensors.pop("lm_head.weight", None)
     check_shapes(tensors, gpt2_shapes(settings), path)
