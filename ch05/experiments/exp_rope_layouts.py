@@ -168,7 +168,7 @@ def apply_rope(x, cos, sin):
     """
     t, k = x.shape[-2:]
     first, second = x[..., : k // 2], x[..., k // 2 :]  # (b, h, t, k/2)
-    # 平面上转 θ 角：(a, b) → (a cos θ − b sin θ, b cos θ + a sin θ)。一次写两半：x cos + [−后一半, 前一半] sin。
+    # 平面上转 θ 角：(a, b) → (a cos θ − b sin θ, b cos θ + a sin θ)。一次写两半：x cos + [−后一半，前一半] sin。
     turned = torch.cat([-second, first], dim=-1)  # (b, h, t, k)
     return (x * cos[:t] + turned * sin[:t]).to(x.dtype)  # (b, h, t, k)　表是 float32 的：半精度的 x 也用它算，算完再变回去
 
@@ -233,12 +233,30 @@ class RotaryBlock(nn.Module):
         self.ff = nn.Sequential(nn.Linear(DIM, 4 * DIM), nn.GELU(), nn.Linear(4 * DIM, DIM))
 
     def rotated(self, x, rotate, cos, sin):
-        """分好头、转过角度的查询和键：两个 (b, h, t, k)。"""
+        """分好头、转过角度的查询和键。
+
+        参数:
+            x (Tensor): (b, t, d)
+            rotate (callable): 怎么转
+            cos, sin (Tensor): compute_rope_params 的表
+
+        返回:
+            list[Tensor]: 查询和键，都是 (b, h, t, k)
+        """
         b, t, _ = x.shape
         return [rotate(layer(x).view(b, t, HEADS, -1).transpose(1, 2), cos, sin) for layer in (self.W_query, self.W_key)]
 
     def forward(self, x, rotate, cos, sin):
-        """前向传播：(b, t, d) → (b, t, d)。"""
+        """前向传播。
+
+        参数:
+            x (Tensor): (b, t, d)
+            rotate (callable): 怎么转
+            cos, sin (Tensor): 同 rotated
+
+        返回:
+            Tensor: (b, t, d)
+        """
         b, t, _ = x.shape
         queries, keys = self.rotated(self.norm1(x), rotate, cos, sin)
         values = self.W_value(self.norm1(x)).view(b, t, HEADS, -1).transpose(1, 2)  # (b, h, t, k)　值不转
@@ -264,7 +282,14 @@ class RotaryGPT(nn.Module):
         self.cos, self.sin = compute_rope_params(DIM // HEADS, context_length=CONTEXT)
 
     def forward(self, ids):
-        """前向传播：编号 (b, t) → logits（未归一化的分数）(b, t, V)。"""
+        """前向传播。
+
+        参数:
+            ids (Tensor): 编号，(b, t)
+
+        返回:
+            Tensor: logits（未归一化的分数），(b, t, V)
+        """
         x = self.tok_emb(ids)  # (b, t, d)
         for block in self.blocks:
             x = block(x, self.rotate, self.cos, self.sin)  # (b, t, d)
@@ -293,7 +318,15 @@ def loaded(model, rotate, names):
 
 @torch.no_grad()
 def first_scores(model, ids):
-    """第一层的注意力分数，已经除以 √k，没有加掩码：(b, h, t, t)。"""
+    """第一层的注意力分数，已经除以 √k，没有加掩码。
+
+    参数:
+        model (RotaryGPT): 模型
+        ids (Tensor): 编号，(b, t)
+
+    返回:
+        Tensor: (b, h, t, t)
+    """
     block = model.blocks[0]
     queries, keys = block.rotated(block.norm1(model.tok_emb(ids)), model.rotate, model.cos, model.sin)
     return queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5  # (b, h, t, t)
@@ -316,7 +349,16 @@ def loss_by_position(model, windows):
 
 @torch.no_grad()
 def continue_text(model, ids, count):
-    """贪心地续写 count 个字符，返回连开头在内的编号。"""
+    """贪心地续写。
+
+    参数:
+        model (RotaryGPT): 模型
+        ids (Tensor): 开头，(1, t)
+        count (int): 写几个字符
+
+    返回:
+        list[int]: 编号，连开头在内
+    """
     for _ in range(count):
         ids = torch.cat([ids, model(ids[:, -CONTEXT:])[:, -1:].argmax(dim=-1)], dim=1)  # (1, t + 1)
     return ids[0].tolist()
@@ -359,6 +401,20 @@ def draw(errors, curves, path):
     plt.close(figure)
 
 
+def check_rotations():
+    """两种转法的定义：与复数的写法相同，长度不变，分数只看距离。"""
+    x = torch.randn(2, 3, 20, 16)  # (b, h, t, k)
+    cos, sin = compute_rope_params(16, context_length=20)
+    phase = torch.polar(torch.ones(20, 8), torch.outer(torch.arange(20.0), 10_000 ** (-torch.arange(8) / 8)))  # (t, k/2)
+    meta = torch.view_as_real(torch.view_as_complex(x.view(2, 3, 20, 8, 2)) * phase).flatten(-2)  # (b, h, t, k)
+    confirm("相邻摆法与 Meta 的写法（复数乘 e^(iθ)）相同", torch.allclose(apply_rope_interleaved(x, cos, sin), meta, atol=1e-5), "正负号，或一对取错了")
+    for title, rotate in [("对半", apply_rope), ("相邻", apply_rope_interleaved)]:
+        turned = rotate(x, cos, sin)
+        confirm(f"{title}摆法：转过以后长度不变，第 0 个位置不动", torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-4) and torch.equal(turned[:, :, 0], x[:, :, 0]), "一对里的两个数转的角度不同，那就不是旋转")
+        same = rotate(x[:, :, :1].expand_as(x), cos, sin) @ rotate(x[:, :, 1:2].expand_as(x), cos, sin).transpose(2, 3)  # (b, h, t, t)
+        confirm(f"{title}摆法：同样的两个词元，换个地方，距离不变分数就不变", torch.allclose(same[:, :, 1:, 1:], same[:, :, :-1, :-1], atol=1e-3), "查询和键转的角度没有相减")
+
+
 def main():
     """训练一个对半摆法的小模型，用五种装法各读一遍。"""
     parser = argparse.ArgumentParser(description="实验　RoPE 的两种摆法")
@@ -387,7 +443,7 @@ def main():
         still: loaded(model, lambda x, cos, sin: x, []),
     }
     windows = val_ids.unfold(0, CONTEXT + 1, 8)  # (b, t + 1)　每隔 8 个字符切一段
-    prompt = val_ids[None, :24]  # (1, t)
+    prompt = val_ids[None, :24]  # (1, 24)
     curves = {title: loss_by_position(each, windows) for title, each in models.items()}
     scores = {title: first_scores(each, windows[:, :-1]) for title, each in models.items()}
     errors = {title: by_distance((scores[title] - scores[right]).abs()) for title in (good, mixed, half_done, still)}
@@ -404,16 +460,7 @@ def main():
     print(f"图片已写到 {OUTPUTS / 'rope_layouts.png'}")
 
     print("\n这个数字对吗？")
-    x = torch.randn(2, 3, 20, 16)  # (b, h, t, k)
-    cos, sin = compute_rope_params(16, context_length=20)
-    phase = torch.polar(torch.ones(20, 8), torch.outer(torch.arange(20.0), 10_000 ** (-torch.arange(8) / 8)))  # (t, k/2)
-    meta = torch.view_as_real(torch.view_as_complex(x.view(2, 3, 20, 8, 2)) * phase).flatten(-2)  # (b, h, t, k)
-    confirm("相邻摆法与 Meta 的写法（复数乘 e^(iθ)）相同", torch.allclose(apply_rope_interleaved(x, cos, sin), meta, atol=1e-5), "正负号，或一对取错了")
-    for title, rotate in [("对半", apply_rope), ("相邻", apply_rope_interleaved)]:
-        turned = rotate(x, cos, sin)
-        confirm(f"{title}摆法：转过以后长度不变，第 0 个位置不动", torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-4) and torch.equal(turned[:, :, 0], x[:, :, 0]), "一对里的两个数转的角度不同，那就不是旋转")
-        same = rotate(x[:, :, :1].expand_as(x), cos, sin) @ rotate(x[:, :, 1:2].expand_as(x), cos, sin).transpose(2, 3)  # (b, h, t, t)
-        confirm(f"{title}摆法：同样的两个词元，换个地方，距离不变分数就不变", torch.allclose(same[:, :, 1:, 1:], same[:, :, :-1, :-1], atol=1e-3), "查询和键转的角度没有相减")
+    check_rotations()
     weight = torch.randn(48, 64)  # (h·k, d)
     confirm("换过去再换回来，一个数不差", torch.equal(to_half_split(to_interleaved(weight, 3), 3), weight), "两个函数是同一个方向")
     confirm(f"换过行：第一层的分数最多差 {(scores[good] - scores[right]).abs().max():.0e}", torch.allclose(scores[good], scores[right], atol=1e-3), "方向反了，或只换了一个")

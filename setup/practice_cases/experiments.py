@@ -1,4 +1,4 @@
-"""实验里的组件：BPE 的训练、位置编码、合并的 QKV、KV 缓存、GQA、MLA、滑动窗口、RMSNorm、SwiGLU、混合专家、delta 规则
+"""实验里的组件：BPE 的训练、位置编码、合并的 QKV、KV 缓存、GQA、MLA、滑动窗口、RMSNorm、SwiGLU、混合专家、delta 规则、RoPE 的两种摆法
 
 书的正文练完了再练它们，所以排在最后。怎么写一项，见 setup/practice.md「加一个组件」。这里不在顶层导入 torch：列清单要立刻。
 """
@@ -565,6 +565,49 @@ def verdict_values(ns):
 
 BPE, POSITION, KV = "ch02/experiments/exp_bpe_from_scratch.py", "ch02/experiments/exp_positional_encoding.py", "ch04/experiments/exp_kv_cache.py"
 
+
+def rope_tables(ns):
+    """表：第一行不转；两半相同；底数越大转得越慢。"""
+    return {f"底数 {base}": list(ns.compute_rope_params(8, base, 5)) for base in (10_000, 500_000)}
+
+
+def half_split_values(ns):
+    """转过的查询；长度可以比表短。"""
+    x, tables = inputs(2, 3, 6, 8), ns.compute_rope_params(8, context_length=9)
+    return {"转过的": ns.apply_rope(x, *tables), "长度": ns.apply_rope(x, *tables).norm(dim=-1), "数据类型": str(ns.apply_rope(x.bfloat16(), *tables).dtype)}
+
+
+def rope_stretched(ns):
+    """拉长上下文：快的不动，慢的压回去，中间的过渡。"""
+    return {"表": list(ns.compute_rope_params(16, 10_000, 40, {"original_context_length": 64, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}))}
+
+
+def rope_refuses(ns):
+    """奇数维配不成对。"""
+    return {"head_dim=7": ns.compute_rope_params(7)}
+
+
+def interleaved_values(ns):
+    """相邻两个一对。"""
+    from math import cos, sin
+
+    import torch
+
+    x, angles = inputs(1, 2, 4, 6), torch.outer(torch.arange(4.0), torch.tensor([1.0, 0.1, 0.01]))
+    tables = [torch.cat([each(angles)] * 2, dim=1) for each in (torch.cos, torch.sin)]
+    one = torch.zeros(1, 1, 2, 2)
+    one[..., 0] = 1
+    quarter = [torch.tensor([[each(0.0)] * 2, [each(1.0)] * 2]) for each in (cos, sin)]
+    return {"转过的": ns.apply_rope_interleaved(x, *tables), "(1, 0) 转 1 弧度": ns.apply_rope_interleaved(one, *quarter)}
+
+
+def half_split_rows(ns):
+    """每个头里，偶数行在前、奇数行在后；头与头不混；偏置也行。"""
+    import torch
+
+    return {"两个头": ns.to_half_split(torch.arange(24.0).view(8, 3), 2), "一个头": ns.to_half_split(torch.arange(24.0).view(8, 3), 1), "偏置": ns.to_half_split(torch.arange(8.0), 2)}
+
+
 COMPONENTS = [
     dict(
         name="find_freq_pair",
@@ -891,6 +934,43 @@ COMPONENTS = [
             ("abs(mean) <= half", "abs(mean) < half", "端点没有算进去。差全是 0、区间只有一点，也会分出高下。"),
             ('"更低" if mean < 0 else "更高"', '"更高" if mean < 0 else "更低"', "高低反了。差是减去参照的，负的才是更低。"),
             ("t99[n] * ", "1.96 * ", "用了正态分布的 1.96。只有几个数时，标准差自己也不准，要用 t 分布，倍数大得多。"),
+        ],
+    ),
+    dict(
+        name="apply_rope",
+        title="旋转位置编码，对半摆法",
+        section="实验",
+        source="ch05/experiments/exp_rope_layouts.py",
+        parts=["compute_rope_params", "apply_rope"],
+        task="写两个函数。compute_rope_params(head_dim, theta_base=10_000, context_length=4096, freq_config=None) 返回 cos、sin 两张 (t, k) 的表：位置 m、第 i 对转 m · θ_base^(−2i/k) 弧度，后一半与前一半相同；head_dim 是奇数时 ValueError。"
+        "freq_config 是 Llama 3.1 拉长上下文的办法（original_context_length、factor、low_freq_factor、high_freq_factor）：在原来的长度里转的圈数，减 low 再除以 high − low，限在 0 到 1，是保留几成；其余的几成除以 factor。"
+        "apply_rope(x, cos, sin) 收 (b, h, t, k)，第 i 个数和第 i + k/2 个数是一对，转过去，数据类型不变；表可以比 t 长。",
+        blanks=["torch.cat([-second, first], dim=-1)", "(x * cos[:t] + turned * sin[:t]).to(x.dtype)", "torch.outer(torch.arange(context_length).float(), inv_freq)", "torch.cat([angles, angles], dim=1)"],
+        cases=[("表", rope_tables), ("数值", half_split_values), ("拉长上下文", rope_stretched), ("拒绝", rope_refuses)],
+        mutants=[
+            ("torch.cat([-second, first], dim=-1)", "torch.cat([second, -first], dim=-1)", "转反了方向。第一个数减去第二个数的 sin，第二个数加上第一个数的 sin。"),
+            ("torch.cat([-second, first], dim=-1)", "torch.cat([second, first], dim=-1)", "少了一个负号。那不是旋转，长度会变。"),
+            ("x[..., : k // 2], x[..., k // 2 :]", "x[..., ::2], x[..., 1::2]", "配成了相邻的两个。表是对半的，两种摆法混在一起，转出来谁也不是。"),
+            ("torch.arange(0, head_dim, 2)", "torch.arange(head_dim // 2)", "指数差了一倍。第 i 对是 θ 的 −2i/k 次方，步子是 2。"),
+            (".to(x.dtype)", "", "忘了变回原来的数据类型。表是 float32，半精度的查询会悄悄变成 float32。"),
+            ("inv_freq / factor", "inv_freq * factor", "拉长时转得更快了。位置要压回原来的范围，角度除以 factor。"),
+        ],
+    ),
+    dict(
+        name="to_half_split",
+        title="RoPE 的两种摆法：换行",
+        section="实验",
+        source="ch05/experiments/exp_rope_layouts.py",
+        parts=["apply_rope_interleaved", "to_half_split"],
+        task="写两个函数。apply_rope_interleaved(x, cos, sin)：相邻摆法，第 2i 个数和第 2i + 1 个数是一对，x 是 (b, h, t, k)，表是 (至少 t, k)，两半相同，数据类型不变。"
+        "to_half_split(weight, num_heads)：W_query 或 W_key 的行（或偏置）从相邻摆法换成对半摆法：每个头里，偶数行依次排到前一半，奇数行排到后一半；形状不变。",
+        blanks=["torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)", "weight.reshape(num_heads, rows // 2, 2, -1)", "turned.flatten(-2)", "x[..., ::2], x[..., 1::2]"],
+        cases=[("转", interleaved_values), ("换行", half_split_rows)],
+        mutants=[
+            ("torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)", "torch.stack([even * cos + odd * sin, odd * cos - even * sin], dim=-1)", "转反了方向。(1, 0) 转一点，第二个数应当变正。"),
+            ("dim=-1)  # (b, h, t, k/2, 2)", "dim=-2)", "叠错了维。要两个两个地排回去，叠在倒数第二维，就成了前一半、后一半。"),
+            ("num_heads, rows // 2, 2, -1", "num_heads, 2, rows // 2, -1", "方向反了。这是从对半换成相邻，形状一样，也不报错。"),
+            ("weight.reshape(num_heads, rows // 2, 2, -1)  # (h, k/2, 2, d)　第几对、对里第几个\n    return pairs.transpose(1, 2)", "weight.reshape(1, rows * num_heads // 2, 2, -1)\n    return pairs.transpose(1, 2)", "头与头混了。换行只在每个头里换。"),
         ],
     ),
 ]
