@@ -58,6 +58,13 @@ def test_digest_ignores_copied_regions(edits):
     assert edits.digest(copied) == edits.digest(SCRIPT) != edits.digest(SCRIPT.replace("N = 2", "N = 1"))
 
 
+def test_digest_ignores_measured_times(edits):
+    """重新量过的用时只改开头那一行，不必重试；同一行写在代码里的不算。"""
+    timed = SCRIPT.replace("exp_a.py\n", "exp_a.py\n    约 3 秒，0.3 GB（2 核 CPU）\n")
+    assert edits.digest(timed) == edits.digest(timed.replace("约 3 秒", "约 30 秒")) == edits.digest(SCRIPT)
+    assert edits.digest(SCRIPT) != edits.digest(SCRIPT + "# 约 3 秒，0.3 GB（2 核 CPU）\n")
+
+
 def test_attempt(edits):
     """做到了的通过；说了没做到、看到不该有的、退出码不同、原文不在了，都说得出。"""
     assert edits.attempt(entry()) == ""
