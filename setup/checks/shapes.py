@@ -10,7 +10,8 @@
     4d、b·t、t + 1 是算式；… 是任意几维；(n,) 或 () 是两者之一；(t, d) = (6, 3) 是两者都对；(b, t)，(b,) 是两个张量；A → B 是变形前后。
 
 运行：
-    python setup/checks/shapes.py                   # 所有脚本；有错退出码 1
+    python setup/checks/shapes.py                   # 所有脚本，约 8 分钟；有错退出码 1
+    python setup/checks/shapes.py --changed         # 只查上次查过之后改了的
     python setup/checks/shapes.py 某个脚本.py       # 只查这一个（可以写多个）
     python setup/checks/shapes.py --fix             # 再印出建议的注释（只印，不改文件）
     python setup/checks/shapes.py --verbose         # 再列出没跑到的注释
@@ -18,6 +19,7 @@
 """
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -39,6 +41,8 @@ from shape_planter import Planter
 from shape_scope import Scope, relations, shapes_of
 
 ROOT = comments.ROOT
+RECORDS = Path(__file__).with_suffix(".json")  # 每个脚本查过的是哪一版：改了一个字，就要重查，测试会点名
+TIME = re.compile(r"^ +约 .* 核 CPU）.*\n", re.MULTILINE)  # 重新量过的用时不算改
 # 脚本里写着左边的，运行时就加上右边的参数：少做一点，只用 CPU，走到更多分支。
 ARGUMENTS = {'"--quick"': ["--quick"], '"--device"': ["--device", "cpu"], "choices=SIZES": ["--size", "124M"], "choices=GPT2_SETTINGS": ["--size", "124M"]}
 ARGUMENTS |= {'"--temperature", type': ["--temperature", "1"], '"--top-k", type': ["--top-k", "5"]}
@@ -222,6 +226,49 @@ def examine(path, project):
     return result
 
 
+def digest(path):
+    """脚本的摘要，用时那一行不算。
+
+    参数:
+        path (Path): 脚本
+
+    返回:
+        str: 12 位十六进制
+    """
+    return hashlib.sha256(TIME.sub("", path.read_text(encoding="utf-8")).encode()).hexdigest()[:12]
+
+
+def records():
+    """查过的记录：脚本 → 摘要、查过几条、没有跑到几条。"""
+    return json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
+
+
+def record(results):
+    """没有问题的，记下查的是哪一版；已经没有的脚本，去掉。
+
+    参数:
+        results (dict): 脚本 → examine 的结果
+    """
+    known = {name: entry for name, entry in records().items() if (ROOT / name).is_file()}
+    for path, result in results.items():
+        if path.is_relative_to(ROOT) and not result["problems"]:
+            known[path.relative_to(ROOT).as_posix()] = {"digest": digest(path), "checked": len(result["checked"]), "unreached": len(result["unreached"])}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(known.items()))
+    part = RECORDS.with_suffix(".part")
+    part.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    os.replace(part, RECORDS)
+
+
+def stale():
+    """改过之后没有再查的脚本。
+
+    返回:
+        list[Path]: 没有记录的，和摘要不同的
+    """
+    known = records()
+    return [path for path in comments.scripts() if "setup" not in path.parts and known.get(path.relative_to(ROOT).as_posix(), {}).get("digest") != digest(path)]
+
+
 def main():
     """命令行：不带参数检查所有章节的脚本，也可以给出几个文件。"""
     for stream in (sys.stdout, sys.stderr):
@@ -234,11 +281,13 @@ def main():
         at = words.index("--jobs")
         jobs, words = int(words[at + 1]) if words[at + 1 : at + 2] and words[at + 1].isdigit() else 0, words[:at] + words[at + 2 :]
     options = {word for word in words if word.startswith("-")}
-    paths = [Path(word).resolve() for word in words if word not in options] or [path for path in comments.scripts() if "setup" not in path.parts]
-    wrong = sorted(options - {"--fix", "--verbose", "-h", "--help"}) + ["--jobs"] * (jobs < 1)
+    paths = [Path(word).resolve() for word in words if word not in options]
+    if not paths:
+        paths = stale() if "--changed" in options else [path for path in comments.scripts() if "setup" not in path.parts]
+    wrong = sorted(options - {"--fix", "--verbose", "--changed", "-h", "--help"}) + ["--jobs"] * (jobs < 1)
     wrong += [str(path) for path in paths if path.suffix != ".py" or not path.is_file()]
     if wrong:
-        print(f"出错了：看不懂 {wrong[0]}，用法：shapes.py [--fix] [--verbose] [--jobs 几] [已有的 .py 文件…]", file=sys.stderr)
+        print(f"出错了：看不懂 {wrong[0]}，用法：shapes.py [--changed] [--fix] [--verbose] [--jobs 几] [已有的 .py 文件…]", file=sys.stderr)
         sys.exit(2)
     if options & {"-h", "--help"}:
         return print(__doc__)
@@ -250,6 +299,7 @@ def main():
         for first in dict.fromkeys(wanted):  # 有的脚本要用另一个脚本存下的模型和回答
             run([first], project)
         results = list(pool.map(lambda path: examine(path, project), paths))
+    record(dict(zip(paths, results)))
     for path, result in zip(paths, results):
         name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         print("".join(f"{line}\n" for line in result["problems"] + result["fixes"] * ("--fix" in options)), end="")

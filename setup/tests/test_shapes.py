@@ -5,12 +5,10 @@
 """
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -295,42 +293,59 @@ def test_command_line(tmp_path):
 # ---- 全项目的脚本 ----
 
 
-@pytest.fixture(scope="session")
-def result_of(tmp_path_factory):
-    """result_of(脚本) → 查的结果。几个进程并行时，每个脚本只由一个进程去查，写成文件，别的进程等它。"""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shapes"
-    shared.mkdir(exist_ok=True)
-    project = tmp_path_factory.mktemp("project")
-
-    def result(path):
-        report = shared / "-".join(path.relative_to(SETUP.parent).with_suffix(".json").parts)
-        try:
-            report.with_suffix(".claimed").touch(exist_ok=False)
-        except FileExistsError:
-            for _ in range(9000):
-                if report.exists():
-                    return json.loads(report.read_text(encoding="utf-8"))
-                time.sleep(0.1)
-        if not any(project.iterdir()):
-            shapes.make_project(project)
-        done = shapes.examine(path, project)
-        part = report.with_suffix(".part")
-        part.write_text(json.dumps(done), encoding="utf-8")
-        os.replace(part, report)
-        return done
-
-    return result
+# 全部跑一遍要八分钟，所以查过的记在 shapes.json 里；这里核对记录没有过时，再抽几个真跑：有训练的、有缓存的、抄了许多组件的。
+SAMPLE = [
+    "ch02/main/dataloader.py",
+    "ch03/main/multihead_attention.py",
+    "ch03/experiments/exp_mha_variants.py",
+    "ch04/main/gpt.py",
+    "ch04/experiments/exp_gated_deltanet.py",
+    "ch05/main/example_03_decoding.py",
+    "ch05/experiments/exp_rope_layouts.py",
+    "ch06/main/gpt_class_finetune.py",
+    "ch07/main/example_02_collate.py",
+    "appendix-A/main/example_04_data_and_training.py",
+]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(SETUP.parent)))
-def test_every_shape_comment_is_true(path, result_of):
-    result = result_of(path)
+def test_every_script_was_checked():
+    """改了一个字，就要重新查：点出是哪几个。"""
+    assert shapes.stale() == [], "这些改过之后没有查，请运行 python setup/checks/shapes.py --changed"
+    known = shapes.records()
+    assert sorted(known) == sorted(path.relative_to(SETUP.parent).as_posix() for path in SCRIPTS)
+
+
+def test_a_changed_script_is_named(tmp_path, monkeypatch):
+    """记录真的会过时：改代码、改注释都算，用时那一行不算；有问题的不记。"""
+    script = tmp_path / "ch02" / "main" / "a.py"
+    script.parent.mkdir(parents=True)
+    script.write_text('"""甲。\n\n    约 1 秒，0.1 GB（2 核 CPU）\n"""\nx = 1\n', encoding="utf-8")
+    monkeypatch.setattr(shapes, "ROOT", tmp_path)
+    monkeypatch.setattr(shapes, "RECORDS", tmp_path / "shapes.json")
+    monkeypatch.setattr(shapes.comments, "scripts", lambda: [script])
+    good = {"problems": [], "checked": [1, 2], "unreached": []}
+    assert shapes.stale() == [script]
+    shapes.record({script: good | {"problems": ["不对"]}})
+    assert shapes.stale() == [script] and shapes.records() == {}
+    shapes.record({script: good})
+    assert shapes.stale() == [] and shapes.records()["ch02/main/a.py"]["checked"] == 2
+    script.write_text(script.read_text(encoding="utf-8").replace("约 1 秒", "约 9 秒"), encoding="utf-8")
+    assert shapes.stale() == []
+    script.write_text(script.read_text(encoding="utf-8").replace("x = 1", "x = 1  # (b, t)"), encoding="utf-8")
+    assert shapes.stale() == [script]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_sample_is_still_true(name, tmp_path):
+    """真的跑一遍，结果与记录相同。"""
+    path = SETUP.parent / name
+    shapes.make_project(tmp_path, train="gpt_mini" in path.read_text(encoding="utf-8"))
+    result, known = shapes.examine(path, tmp_path), shapes.records()[name]
     assert result["problems"] == [], "\n".join(result["problems"])
+    assert (len(result["checked"]), len(result["unreached"])) == (known["checked"], known["unreached"])
 
 
-def test_how_many(result_of):
+def test_how_many():
     """真正比过的注释有多少条；没有跑到的不算，也不能多。"""
-    results = [result_of(path) for path in SCRIPTS]
-    checked, unreached = (sum(len(result[key]) for result in results) for key in ("checked", "unreached"))
+    checked, unreached = (sum(entry[key] for entry in shapes.records().values()) for key in ("checked", "unreached"))
     assert checked > 600 and unreached < checked / 4, (checked, unreached)
