@@ -2,18 +2,19 @@
 
 问题：　每生成一个词元，就把整段话从头算一遍；把算过的键和值存下来（KV 缓存），能快多少倍？代价是多少内存？
 先猜：　快的倍数，会随着句子变长而变大、变小，还是不变？满了上下文长度之后呢？（先想 10 秒，再运行）
-看点：　① 每种缓存写出的词元，与不缓存的逐个相同：缓存不是近似；② 左图：不缓存的那条线越来越低，过了上下文长度，缓存也一步不剩地失效；
+看点：　① 每种缓存写出的词元，与不缓存的逐个相同：缓存不是近似；② 左图：不缓存的那条线越来越低，过了上下文长度，缓存每一步都作废，与不缓存一样慢；
         ③ 中图：提示词一次送进去（预填充，prefill），每个词元的用时比一个一个送（解码，decode）少得多：权重读一遍，给所有词元用；
-        ④ 右图：拼接每一步都把旧的抄一遍，句子越长越慢；预分配只写新来的一个，是一条平线。带子和短线是四分位：一半的测量落在里面。
+        ④ 右图：拼接每一步都把旧的抄一遍，句子越长越慢；预分配只写新来的一个，慢得少得多（稍有上升：
+        轮流测，拼接刚把 CPU 的缓存冲掉）。带子和短线是四分位：一半的测量落在里面。
 动手改：1. 把 GPTModel.forward 里的 offset = … 改成 offset = 0（人人都犯过）：程序照样跑，速度照样快，自查变成 ✗。
-        2. 把 visible 里的 torch.arange(s - t, s, device=device) 换成 torch.arange(t, device=device)：分段预填充和前缀复用变成 ✗，
-           一次送完的仍是 ✓：前面没有旧词元，掩码恰好没错。一个一个送的也错了：新词元只看得见最早的那一个。
+        2. 把 visible 里的 torch.arange(s - t, s, device=device) 换成 torch.arange(t, device=device)：自查除了内存那一条都变成 ✗：
+           一个一个送时，新词元只看得见最早的那一个。只有一次送完的那一步没有错：前面没有旧词元，掩码恰好对。
         3. --context-length 128：句子短一半，快满时的倍数也小得多。
 
 运行：
     python ch04/experiments/exp_kv_cache.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_kv_cache.py --quick
-    约 75 秒，0.8 GB（2 核 CPU）
+    约 100 秒，0.8 GB（2 核 CPU）
 
 形状记号：b 批大小　t 这一次送进来几个词元　s 一共看得见几个（缓存里的加新来的）　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """
@@ -286,7 +287,8 @@ def generate_stream(model, idx, max_new_tokens, context_size, caches=None, keep=
     for _ in range(max_new_tokens):
         if idx.shape[1] - start > context_size:
             # 满了。窗口往后挪一格，每个词元的位置都变了，位置嵌入早已混进所有的键和值：缓存全部作废，只能重来。
-            # 这是绝对位置（GPT-2）的毛病，不是缓存的：RoPE 到算分数时才按相对距离转，挪动窗口，旧的键照样能用（见 exp_swa.py）。
+            # 这是绝对位置（GPT-2）的毛病：RoPE 的键按各自的位置转好再存，点积只看隔多远（见 exp_mla.py），挪动窗口不必重转；
+            # 不过第 2 层起，旧的键里还混着已经挪出去的词元，与从头算不会逐位相同。
             start = idx.shape[1] - (keep or context_size)
             for cache in caches or []:
                 cache.reset()
@@ -429,8 +431,8 @@ def main():
     parser.add_argument("--context-length", type=int, default=256, help="上下文长度（默认：256）")
     parser.add_argument("--quick", action="store_true", help="d = 96、上下文 64，几秒钟走完全程：看流程，不下结论")
     args = parser.parse_args()
-    if not 2 * PROMPT <= args.context_length <= 4096:
-        parser.error(f"--context-length 应在 {2 * PROMPT} 到 4096 之间，不能是 {args.context_length}")
+    if not 4 * PROMPT <= args.context_length <= 4096:
+        parser.error(f"--context-length 应在 {4 * PROMPT} 到 4096 之间，不能是 {args.context_length}")
     context, sizes = (64, SIZES | {"emb_dim": 96}) if args.quick else (args.context_length, SIZES)
     cfg = {"vocab_size": 50257, "context_length": context, "drop_rate": 0.0, "qkv_bias": False, **sizes}
     torch.set_num_threads(1)  # 矩阵这么小，几个线程合算一步只会互相等；别的程序忙时更是如此

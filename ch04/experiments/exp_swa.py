@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_swa.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_swa.py --quick
-    约 150 秒，0.9 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
+    约 190 秒，0.9 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
 
 形状记号：b 批大小　t 这次送进来几个词元　c 缓存里的加新来的　w 缓存里留下几个　s 这次看得见几个
 　　　　　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小（这里词元就是字符）

@@ -82,8 +82,8 @@ def test_help_is_chinese(call, name):
 @pytest.mark.parametrize(
     ("name", "args", "says"),
     [
-        ("exp_kv_cache", ["--context-length", "31"], "--context-length 应在 32 到"),
-        ("exp_kv_cache", ["--context-length", "9999"], "--context-length 应在 32 到"),
+        ("exp_kv_cache", ["--context-length", "63"], "--context-length 应在 64 到"),
+        ("exp_kv_cache", ["--context-length", "9999"], "--context-length 应在 64 到"),
         ("exp_kv_cache", ["--context-length", "半"], "invalid int value"),
         ("exp_numpy_gpt", ["--max-new-tokens", "-3"], "至少是 4"),
         ("exp_numpy_gpt", ["--weights", "没有.safetensors"], "找不到权重文件"),
@@ -186,10 +186,10 @@ def test_forgetting_the_offset_is_noticed(pair, monkeypatch):
 
 def test_kv_cache_script(call, tmp_path, monkeypatch):
     monkeypatch.setattr(load("exp_kv_cache"), "SIZES", {"emb_dim": 32, "n_heads": 2, "n_layers": 2})
-    result = call("exp_kv_cache", "--context-length", 40)
+    result = call("exp_kv_cache", "--context-length", 64)
     check_output(result, tmp_path)
     assert result[1].count("逐个相同") == 4 and result[1].count("过了上下文长度也相同") == 3
-    assert f"{2 * 2 * 40 * 32 * 4 / 2**20:.1f} MB；GPT-2 small 写满 1024 个是 72 MB" in result[1]
+    assert f"{2 * 2 * 64 * 32 * 4 / 2**20:.1f} MB；GPT-2 small 写满 1024 个是 72 MB" in result[1]
     assert re.search("更快|更慢|分不出", result[1]) and not re.search("更快|更慢|分不出", call("exp_kv_cache", "--quick")[1])
 
 

@@ -133,7 +133,7 @@ def test_quick_run(command_line, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "args", "says"),
     [
-        ("gated_deltanet", ["--stride", 0], "--stride 应在 1 到 100"),
+        ("gated_deltanet", ["--stride", 0], "--stride 应在 1 到 3"),
         ("gated_deltanet", ["--steps", 3], "unrecognized arguments"),
         ("linear_attention_recall", ["--chunk", 0], "--chunk 应在 1 到 1024"),
         *[(name, ["--steps", 0], "--steps 应在 1 到") for name in TRAINED],
@@ -227,7 +227,7 @@ def test_what_the_header_says_holds(seed):
     assert module.verdict([b - a for a, b in zip(delta[0], plain[0])]) == "更低"  # 每个键一次：直接加的认错的少
     assert sum(delta[1][-8:]) > 7.5 and sum(delta[1][:8]) < 1 and abs(sum(plain[1][-8:]) - sum(plain[1][:8])) < 1
     torch.manual_seed(seed)
-    (new, kept), (blurred, _), (newer, lost) = (module.overwriting(8, rule) for rule in ((True, 1.0), (False, 1.0), (False, 0.95)))
+    (new, kept), (blurred, _), (newer, lost) = (module.overwriting(8, rule, 123) for rule in ((True, 1.0), (False, 1.0), (False, 0.95)))
     assert new > 0.95 and kept > 0.8 and blurred < 0.25 and newer > 0.75 and lost < 0.1
     gated = module.recall(64, False, 0.95, seed)[1]
     assert sum(gated[-16:]) > sum(plain[1][-16:]) + 1 and sum(gated[:16]) < 1
