@@ -164,7 +164,7 @@ def copy_script(path, project, folder=None):
         shutil.copyfile(path, copied)
         return copied
     text = path.read_text(encoding="utf-8-sig")
-    if re.match(r"ch0[567]", copied.relative_to(project).as_posix()):
+    if re.match(r"ch0[567]", copied.relative_to(project).as_posix()) and "LLAMA2_CONFIG_7B" not in text:  # Llama 的建在 meta 上，不必缩小
         for old, new in SHRINK:
             text = re.sub(old, new, text)
     copied.write_text(text if path.suffix == ".py" else text[:14000], encoding="utf-8")  # 短篇只用开头，训练快一些
