@@ -5,7 +5,8 @@
 看点：　① 表：每行只比上一行多改一样；哪一样动了参数，哪一样动了缓存？② 每改一样都有一条等式：把改掉的那一样中和掉，新旧模型的输出相同；
         ③ 左图：7B 的参数大多在哪里；右图：上下文一长，KV 缓存比权重还大，GQA 省的就是它。
 动手改：1. 把 LLAMA2_CONFIG_7B 的 "hidden_dim": 11008 改成 16384（就是 4d）：SwiGLU 有三个矩阵，不缩小中间那一层，参数就多出 21 亿，不再是 6,738,415,616。
-        2. 把 GroupedQueryAttention 里两处 repeat_interleave( 换成 repeat(1, ，再去掉后面的 dim=1，补上 1, 1：头认错了组，⑤ 变成 ✗。
+        2. 把 GroupedQueryAttention 里 ③ 的两处 repeat_interleave(self.num_heads // self.num_kv_groups, dim=1)，都换成
+           repeat(1, self.num_heads // self.num_kv_groups, 1, 1)：头认错了组，程序照样跑，⑤ 变成 ✗。
         3. 把 RMSNorm 里的 wide.pow(2).mean 换成 wide.var：多减一次均值，就成了没有平移的 LayerNorm，① 变成 ✗。
 
 运行：

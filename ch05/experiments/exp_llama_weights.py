@@ -6,7 +6,7 @@
         ③ 右图：Llama 3.1 把上下文拉长 16 倍，只压慢的那几对，快的一点不动；④ --weights：先说要多少内存，装不下就不装。
 动手改：1. 把 hub_like 里的 0.5 + torch.rand 换成 torch.ones（归一化的缩放全是 1，像没训练过的）：「两个归一化对调」就看不出来了，自查变成 ✗。
         2. 把 mistakes 里的 rope_base=10_000 改成 rope_base=500_000（就是对的）：那一行变成 0，自查变成 ✗。
-        3. 把 read_config 里 "llama3" 换成 "llama4"：拉长的设置没有读进来，自查变成 ✗；别的 RoPE，程序宁可拒绝也不猜。
+        3. 把 HUB_CONFIG 里的 "rope_type": "llama3" 改成 "rope_type": "yarn"（另一种拉长的办法）：这里没有写它，程序拒绝，不去猜。
 
 运行：
     python ch05/experiments/exp_llama_weights.py            # 没有权重：照 Hugging Face 的样子造一个小的；图片写到 ch05/outputs/
@@ -559,24 +559,41 @@ def use_weights(args):
     print(f"编号　{out}" + (f"\n文字　{tokenizer.decode(out)}" if tokenizer else ""))
 
 
-def main():
-    """造一个小 Llama，对的装一遍，装错十遍；给了 --weights，就装真的。"""
-    parser = argparse.ArgumentParser(description="实验　把 Hugging Face 的 Llama 装进自己的代码")
-    parser.add_argument("--weights", type=Path, help="Llama 的文件夹；不写就造一个小的")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="装成哪种精度（默认：float32）")
-    parser.add_argument("--prompt", default="The capital of France is", help="接着写什么")
-    parser.add_argument("--ids", type=int, nargs="+", help="直接给词元编号，不用 tokenizer.json")
-    parser.add_argument("--tokens", type=int, default=20, help="写几个词元（默认：20）")
-    parser.add_argument("--quick", action="store_true", help="与默认的一样：本来就只要几秒")
-    args = parser.parse_args()
-    if args.tokens < 1:
-        parser.error(f"--tokens 至少是 1，不能是 {args.tokens}")
-    if args.weights:
-        try:
-            return use_weights(args)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
+def load_shared(folder):
+    """不写输出层再装一次，输出层与词嵌入是同一份吗？
 
+    参数:
+        folder (Path): 写到这里面的一个新文件夹
+
+    返回:
+        bool: 是
+    """
+    (folder / "tied").mkdir()
+    hub_like(folder / "tied", tied=True)
+    model = load_llama(folder / "tied", torch.float32)
+    return model.out_head.weight is model.tok_emb.weight
+
+
+def refusal(folder, tensors):
+    """这些张量装不进去时，load_weights_into_llama 怎么说；装进去了就是 None。
+
+    参数:
+        folder (Path): 配置在哪里
+        tensors (dict): 名字 → 张量；None 表示没有这一个
+
+    返回:
+        str 或 None: 报错的那一句
+    """
+    cfg = read_config(folder)
+    try:
+        load_weights_into_llama(LlamaModel(cfg), cfg, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def demonstrate():
+    """造一个小 Llama，装对一遍，装错十遍。"""
     torch.set_num_threads(1)  # 小矩阵，几个线程互相等
     ids = torch.randint(256, (16, 128), generator=torch.Generator().manual_seed(123))  # (b, t)
     print("没有给 --weights：照 Hugging Face 的样子造一个小的，数是随机的")
@@ -609,37 +626,22 @@ def main():
     confirm("少一个、多一个、形状不同、有 nan，都说出了是哪一个张量", all(sentence and ("model." in sentence) for sentence in caught.values()), "没有检查")
 
 
-def load_shared(folder):
-    """不写输出层再装一次，输出层与词嵌入是同一份吗？
-
-    参数:
-        folder (Path): 写到这里面的一个新文件夹
-
-    返回:
-        bool: 是
-    """
-    (folder / "tied").mkdir()
-    hub_like(folder / "tied", tied=True)
-    model = load_llama(folder / "tied", torch.float32)
-    return model.out_head.weight is model.tok_emb.weight
-
-
-def refusal(folder, tensors):
-    """这些张量装不进去时，load_weights_into_llama 怎么说；装进去了就是 None。
-
-    参数:
-        folder (Path): 配置在哪里
-        tensors (dict): 名字 → 张量；None 表示没有这一个
-
-    返回:
-        str 或 None: 报错的那一句
-    """
-    cfg = read_config(folder)
+def main():
+    """没有 --weights：造一个小的，装对一遍，装错十遍；有就装真的。"""
+    parser = argparse.ArgumentParser(description="实验　把 Hugging Face 的 Llama 装进自己的代码")
+    parser.add_argument("--weights", type=Path, help="Llama 的文件夹；不写就造一个小的")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="装成哪种精度（默认：float32）")
+    parser.add_argument("--prompt", default="The capital of France is", help="接着写什么")
+    parser.add_argument("--ids", type=int, nargs="+", help="直接给词元编号，不用 tokenizer.json")
+    parser.add_argument("--tokens", type=int, default=20, help="写几个词元（默认：20）")
+    parser.add_argument("--quick", action="store_true", help="与默认的一样：本来就只要几秒")
+    args = parser.parse_args()
+    if args.tokens < 1:
+        parser.error(f"--tokens 至少是 1，不能是 {args.tokens}")
     try:
-        load_weights_into_llama(LlamaModel(cfg), cfg, {name: tensor for name, tensor in tensors.items() if tensor is not None})
-    except ValueError as error:
-        return str(error)
-    return None
+        use_weights(args) if args.weights else demonstrate()
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
