@@ -392,7 +392,7 @@ def check_memory(total, dtype):
     异常:
         ValueError: 装不下
     """
-    need, memory = gigabytes(total, dtype) + 1.0, total_memory()  # 1 GB 给 PyTorch、RoPE 的表和正在装的那一个
+    need, memory = gigabytes(total, dtype) + 1.0, total_memory()  # 1 GB 给 PyTorch、RoPE 的表和正在装的那一个；映射进来的文件不算，系统随时可以收回
     print(f"{total:,} 个参数；装成 {str(dtype)[6:]} 约要 {need:.1f} GB 内存" + (f"，这台机器有 {memory:.1f} GB" if memory else ""))
     if memory and need > memory:
         raise ValueError(f"装不下：约要 {need:.1f} GB 内存，这台机器只有 {memory:.1f} GB；" + ("请换小一点的模型" if dtype == torch.bfloat16 else "请加上 --dtype bfloat16，或换小一点的模型"))
