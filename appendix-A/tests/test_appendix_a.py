@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from once import once
 from torch.utils.data import DataLoader
 
 APPENDIX = Path(__file__).resolve().parent.parent
@@ -58,10 +59,9 @@ def printed(tmp_path_factory):
     @functools.cache
     def output(name):
         folder = tmp_path_factory.mktemp("elsewhere")
-        command = [*TORCHRUN, APPENDIX / SCRIPTS["A.9.3 DDP"]] if name == "torchrun" else [sys.executable, APPENDIX / SCRIPTS[name]]
-        done = run(*command, cwd=folder)
+        done = run(*TORCHRUN, APPENDIX / SCRIPTS["A.9.3 DDP"], cwd=folder) if name == "torchrun" else once(APPENDIX / SCRIPTS[name])
         assert done.returncode == 0 and (name == "torchrun" or done.stderr == ""), done.stderr  # torchrun 自己会说几句英文
-        assert list(folder.iterdir()) == [], "脚本在当前文件夹里留下了文件"
+        assert list(folder.iterdir()) == [] and getattr(done, "left", []) == [], "脚本在当前文件夹里留下了文件"
         return done.stdout
 
     return output

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +18,7 @@ matplotlib.use("Agg")  # 没有屏幕的机器上也能画图
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from once import once
 
 CH03 = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -43,16 +43,16 @@ def load(key):
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
+def outputs():
     """从别的文件夹里把每个脚本当作命令各跑一遍，留下标准输出。"""
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    results, started = {}, time.time()
+    results, started = {}, []
     for key, path in SCRIPTS.items():
-        done = subprocess.run([sys.executable, str(path)], cwd=elsewhere, env=ENV, capture_output=True, encoding="utf-8")
+        done = once(path)
         assert done.returncode == 0, done.stderr
+        assert done.left == [], "脚本在当前文件夹里留下了文件"
         results[key] = done.stdout
-    assert list(elsewhere.iterdir()) == [], "脚本在当前文件夹里留下了文件"
-    results["started"] = started
+        started.append(done.started)
+    results["started"] = min(started)
     return results
 
 

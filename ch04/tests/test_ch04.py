@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from once import once
 
 MAIN = Path(__file__).resolve().parents[1] / "main"
 PICTURE = MAIN.parent / "outputs" / "gelu_relu.png"
@@ -54,8 +55,9 @@ def run_path(path, *arguments):
 
 @functools.cache
 def run(name, *arguments):
-    """运行 main/ 里的一个脚本，每个只真正跑一次。"""
-    return run_path(MAIN / f"{name}.py", *arguments)
+    """运行 main/ 里的一个脚本，每个只真正跑一次；返回的与 run_path 相同。"""
+    done = once(MAIN / f"{name}.py", *arguments)
+    return done.returncode, re.sub(r"\s+", " ", done.stdout), done.stderr
 
 
 @functools.cache
@@ -63,8 +65,6 @@ def walkthrough(name):
     """一个逐步讲解脚本打印的全部内容。example_06 在本进程里跑，好接着用它建好的模型。"""
     if name == "example_06_gpt_model":
         return re.sub(r"\s+", " ", full_model().printed)
-    if name == "example_03_feedforward":
-        PICTURE.unlink(missing_ok=True)  # 下面要看它是不是这次新写的
     code, out, err = run(name)
     assert (code, err) == (0, "")
     return out
@@ -218,6 +218,7 @@ def test_gradients_with_and_without_shortcut():
 def test_picture_is_written():
     """GELU 的图是这次运行新写的，而且真是一张 PNG。"""
     out = walkthrough("example_03_feedforward")
+    assert PICTURE.stat().st_mtime >= once(MAIN / "example_03_feedforward.py").started - 1
     data = PICTURE.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 20_000
     assert float(re.search(r"近似与精确最多相差 (\S+?)，", out).group(1)) == pytest.approx(4.73e-4, abs=1e-6)

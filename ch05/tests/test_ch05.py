@@ -231,6 +231,7 @@ def test_training_loop(tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "✗" not in output and output.count("  ✓ ") == 7, output
     assert "story-en.txt" in output and numbers_after(output, "梯度是一次的", 1) == [2.0]
+    assert numbers_after(output, "输出层的每个权重平均挪了", 1)[0] == pytest.approx(1e-2, rel=0.1)  # AdamW 的第一步约走一个学习率
     assert (tmp_path / "training_loop.png").stat().st_size > 10_000
     assert [int(step) for step in re.findall(r"第 +(\d+) 步　训练损失", output)] == [0, 5, 10, 15]
 

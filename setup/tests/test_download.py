@@ -835,7 +835,7 @@ def test_groups(monkeypatch, tmp_path, call):
     assert call(module, "gpt2-124M", "--from-file", "x")[0] == 0 and asked == ["gpt2-124M.safetensors"]
     assert call(module, "the-verdict", "--mirror", "hf-mirror")[0] == 2
     out = "".join(call(module, "--help")[1].split())
-    assert "gpt2-355M、gpt2-774M、gpt2-1558M以外" in out and "0.55GB" in out
+    assert "gpt2-355M、gpt2-774M、gpt2-1558M以外" in out and "0.65GB" in out
 
 
 @pytest.mark.skipif(not (BOOK / "SHA256SUMS").is_file(), reason="没有原书的数据：请让 LLM_DATA_DIR 指向它所在的文件夹")

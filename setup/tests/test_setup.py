@@ -329,13 +329,13 @@ def test_run_sh_missing_script(project):
 
 def test_test_sh_runs_checks_then_pytest(project):
     root, log, env = project
-    for name in ("setup/copy_forward.py", "setup/checks/comments.py", "setup/checks/proportion.py", "ch05/main/gpt_train.py"):
+    for name in ("setup/copy_forward.py", "setup/checks/comments.py", "setup/checks/proportion.py", "ch05/main/gpt_train.py", "ch05/experiments/exp_real_llm.py"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("print('好')")
     result = run("bash", root / "setup/test.sh", "-k", "x", cwd="/", **env)
     assert result.returncode == 0 and "3 passed" in result.stdout, result.stderr
     lines = log.read_text().splitlines()
-    assert {"setup/copy_forward.py check", "setup/checks/comments.py", "setup/checks/proportion.py", "ch05/main/gpt_train.py"} <= set(lines)
+    assert {"setup/copy_forward.py check", "setup/checks/comments.py", "setup/checks/proportion.py", "ch05/main/gpt_train.py", "ch05/experiments/exp_real_llm.py --convert"} <= set(lines)
     assert lines[-1].startswith("-m pytest") and lines[-1].endswith("-k x")
 
 
