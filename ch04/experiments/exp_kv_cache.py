@@ -2,7 +2,8 @@
 
 问题：　每生成一个词元，就把整段话从头算一遍；把算过的键和值存下来（KV 缓存），能快多少倍？代价是多少内存？
 先猜：　快的倍数，会随着句子变长而变大、变小，还是不变？满了上下文长度之后呢？（先想 10 秒，再运行）
-看点：　① 每种缓存写出的词元，与不缓存的逐个相同：缓存不是近似；② 左图：不缓存的那条线越来越低，过了上下文长度，缓存每一步都作废，与不缓存一样慢；
+看点：　① 每种缓存写出的词元，与不缓存的逐个相同：缓存不是近似；② 左图：不缓存的那条线越来越低。小模型的参数大多在输出层，
+        只算最后一个位置的输出，不用缓存就快了多少？再加上缓存，又快多少？过了上下文长度，缓存每一步都作废，只剩前一样；
         ③ 中图：提示词一次送进去（预填充，prefill），每个词元的用时比一个一个送（解码，decode）少得多：权重读一遍，给所有词元用；
         ④ 右图：拼接每一步都把旧的抄一遍，句子越长越慢；预分配只写新来的一个，慢得少得多（稍有上升：
         轮流测，拼接刚把 CPU 的缓存冲掉）。带子和短线是四分位：一半的测量落在里面。
@@ -29,6 +30,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
 import zhplot  # noqa: F401　导入它，图上就能写中文
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -301,6 +303,26 @@ def generate_stream(model, idx, max_new_tokens, context_size, caches=None, keep=
         yield idx[0, -1].item(), (top.values[0, 0] - top.values[0, 1]).item()
 
 
+def last_only(model):
+    """同一个模型，输出层只算最后一个位置：生成时，前面那些位置的 logits 本来就用不着。
+
+    参数:
+        model (GPTModel): 模型
+
+    返回:
+        callable: 用法与 model 相同，logits 是 (b, 1, V)
+    """
+
+    def call(in_idx, caches=None):
+        hook = model.out_head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:],))
+        try:
+            return model(in_idx, caches)
+        finally:
+            hook.remove()
+
+    return call
+
+
 def same(tokens, reference, gaps):
     """两次生成是否相同；第一处不同若是平局（参照的 gaps 里，最大的两个 logits 几乎没有差），也算相同。"""
     # 分段相加的次序不同，float32 的末位会差一点；分数相差不到十万分之一时，谁第一纯属偶然，之后就各走各的了。
@@ -395,7 +417,9 @@ def draw(curves, context_length, prefill, appends, path):
     left.axvline(context_length, color="gray", linestyle=":")
     left.annotate("上下文满了", (context_length, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9, color="gray")
     left.set(yscale="log", xlabel="已经有几个词元", ylabel="词元/秒")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("")
     prefill = {n: [1e3 * value / n for value in seconds] for n, seconds in prefill.items()}
     micro = {name: {s: [1e6 * value for value in seconds] for s, seconds in points.items()} for name, points in appends.items()}
     for axis, lines in [(middle, {None: prefill}), (right, micro)]:
@@ -405,6 +429,7 @@ def draw(curves, context_length, prefill, appends, path):
         axis.set(xscale="log", yscale="log")
         axis.set_xticks(list(points), list(points))
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
     middle.set(xlabel="一次送几个词元", ylabel="每个词元几毫秒", title="左端是解码，右端是预填充")
     right.set(xlabel="缓存里已经有几个词元", ylabel="再存一个，几微秒", title="拼接与预分配：12 个头 × 64 的一层")
@@ -440,28 +465,28 @@ def main():
     model, layers = GPTModel(cfg).eval(), cfg["n_layers"]
     print(f"模型　{layers} 层，d = {cfg['emb_dim']}，{cfg['n_heads']} 头，上下文长度 {context}，权重随机，一个线程；提示词 {PROMPT} 个词元，生成到上下文满了之后再多几步", flush=True)
     ids = torch.randint(cfg["vocab_size"], (1, context))  # (b, t)
-    prompt, past, rounds = ids[:, :PROMPT], 8 if args.quick else 16, 1 if args.quick else 3  # past：满了之后再走几步
+    prompt, past, rounds = ids[:, :PROMPT], 8 if args.quick else 16, 1 if args.quick else 2  # past：满了之后再走几步
     steps, half = context - PROMPT + 1 + past, context // 2
     def preallocated():
         return [PreallocatedCache(context) for _ in range(layers)]
 
     # ① 轮流生成：每种走一步，再换下一种。
-    plans = {"不缓存": (None, None), "拼接缓存": ([ConcatCache() for _ in range(layers)], None), "预分配缓存": (preallocated(), None), "预分配，满了丢一半": (preallocated(), half)}
+    plans = {"不缓存": (None, None), "不缓存，只算最后的输出": (None, None), "拼接缓存": ([ConcatCache() for _ in range(layers)], None), "预分配缓存": (preallocated(), None), "预分配，满了丢一半": (preallocated(), half)}
     list(generate_stream(model, prompt, 3, context))  # 热身
     results, curves = {}, {name: [] for name in plans}
     for _ in range(rounds):
         results = {name: [] for name in plans}
-        streams = {name: generate_stream(model, prompt, steps, context, cached, keep) for name, (cached, keep) in plans.items()}
+        streams = {name: generate_stream(model if name == "不缓存" else last_only(model), prompt, steps, context, cached, keep) for name, (cached, keep) in plans.items()}
         jobs = {name: (lambda out=results[name], stream=streams[name]: out.append(next(stream))) for name in plans}
         for name, seconds in in_turn(jobs, steps, "轮流生成").items():
             curves[name].append(seconds)
 
     spans = {"开头": slice(1, 17), "快满时": slice(steps - past - 17, steps - past - 1), "满了以后": slice(steps - past, steps)}
     table = {name: {span: [value for seconds in curves[name] for value in seconds[where]] for span, where in spans.items()} for name in plans}
-    print(f"\n{'词元/秒'.ljust(10, '　')}　开头　　快满时（一半的测量在这之间）　满了以后")
+    print(f"\n{'词元/秒'.ljust(12, '　')}　开头　　快满时（一半的测量在这之间）　满了以后")
     for name, row in table.items():
         early, (low, late, high), after = speeds(row["开头"])[1], speeds(row["快满时"]), speeds(row["满了以后"])[1]
-        print(f"{name.ljust(10, '　')}{early:6.1f}{late:10.1f}（{low:.1f} … {high:.1f}）{after:14.1f}")
+        print(f"{name.ljust(12, '　')}{early:6.1f}{late:10.1f}（{low:.1f} … {high:.1f}）{after:14.1f}")
 
     # ② 内存：一个词元在每一层留下一个键、一个值，各 d 个数，每个 4 字节。
     formula = 2 * layers * context * cfg["emb_dim"] * 4 / 2**20
@@ -493,7 +518,8 @@ def main():
         print(f"  {title} {ratio:.1f} 倍" + ("" if args.quick else f"，{word}"))
 
     for span in spans:
-        say(f"{span}，有缓存的速度是不缓存的", table["不缓存"][span], table["预分配缓存"][span])
+        say(f"{span}，只算最后一个位置的输出，速度是每个位置都算的", table["不缓存"][span], table["不缓存，只算最后的输出"][span])
+        say(f"{span}，再加上缓存，速度又是它的", table["不缓存，只算最后的输出"][span], table["预分配缓存"][span])
     say("满了以后，肯丢一半的速度是不缓存的", table["不缓存"]["满了以后"], table["预分配，满了丢一半"]["满了以后"])
     say(f"送 {lengths[-1]} 个词元，一次送完的速度是一个一个送的", [value * lengths[-1] for value in prefill[1]], prefill[lengths[-1]])
     say(f"前缀复用：{context} 个词元里前 {shared} 个算过了，再问只送后 {context - shared} 个，速度是从头算的", reuse["从头算"], reuse["前缀复用"])
@@ -502,7 +528,7 @@ def main():
 
     print("\n这个数字对吗？")
     chunked = list(generate_stream(model, ids[:, :half], 8, context, preallocated(), chunk=CHUNK))
-    checks = {name: (results[name], results["不缓存"]) for name in ("拼接缓存", "预分配缓存")}
+    checks = {name: (results[name], results["不缓存"]) for name in ("不缓存，只算最后的输出", "拼接缓存", "预分配缓存")}
     checks["预分配，满了丢一半"] = results["预分配，满了丢一半"], list(generate_stream(model, prompt, steps, context, None, half))
     checks[f"分段预填充，每段 {CHUNK} 个"] = chunked, list(generate_stream(model, ids[:, :half], 8, context))
     for name, (ours, reference) in checks.items():

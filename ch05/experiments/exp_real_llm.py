@@ -6,7 +6,7 @@
         ③ 右图：它对自己写的有多大把握，答错时就小吗？④ 写一个词元要多久：时间大半花在把全部权重读一遍上。
 动手改：1. 把 dequantize_q4_1 里的 [quants & 15, quants >> 4] 改成 [quants >> 4, quants & 15]：每块前后两半对调，与 gguf 包算的不同，自查变成 ✗。
         2. 把 read_gguf 里的 to_half_split(tensor, HEADS[kind](config)) 改成 tensor（不换行），加 --convert 运行，再 --ask "What is the capital of France?"：
-           一处也不报错，答的却是胡话。改回来，再 --convert 一次。
+           一处也不报错，它却一个字也不答；换成 --ask "Hi"，翻来覆去只有一句。改回来，再 --convert 一次。
         3. 把 encode_chat 里的 tokenizer.encode_ordinary(text) 改成 tokenizer.encode(text, allowed_special="all")：别人发来的文字里写着 <|im_end|>，
            就真的成了"这句话说完了"，可以冒充系统说话，自查变成 ✗。
 
@@ -247,7 +247,7 @@ class LlamaModel(nn.Module):
             cache.length += t  # 改：同上
         if last_only:  # 改：输出层有 2,800 万个数，提问里前面的位置用不着它
             x = x[:, -1:]  # 改：(b, 1, d)
-        return self.out_head(self.final_norm(x))  # (b, t, V)
+        return self.out_head(self.final_norm(x))  # (b, n, V)　n 是 t；last_only 时是 1
 
 
 # endregion
@@ -590,11 +590,11 @@ def draw(reader, rows, path):
     import zhplot  # noqa: F401　导入它，图上就能写中文
 
     figure, (block, bars) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    data = next(torch.from_numpy(entry.data[0, :20].copy()) for entry in reader.tensors if entry.name == "blk.0.attn_q.weight")
-    d, m = data[:4].view(torch.float16).tolist()
+    data = next(torch.from_numpy(entry.data[:1, :20].copy()) for entry in reader.tensors if entry.name == "blk.0.attn_q.weight")
+    d, m = data[0, :4].view(torch.float16).tolist()
     for q in range(16):
         block.axhline(d * q + m, color="0.85", linewidth=1)
-    block.plot(dequantize_q4_1(data), "o", color="C0")
+    block.plot(dequantize_q4_1(data)[0], "o", color="C0")
     block.set(title=f"一块 32 个权重，只有 16 个取值（第 0 层 W_query 的开头）\n步长 d = {d:.4f}，最小值 m = {m:.4f}", xlabel="块里的第几个", ylabel="权重 = d · q + m")
     right_axis = block.secondary_yaxis("right", functions=(lambda w: (w - m) / d, lambda q: d * q + m))
     right_axis.set(ylabel="存在文件里的整数 q", yticks=range(0, 16, 3))

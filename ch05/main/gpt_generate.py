@@ -296,10 +296,14 @@ def main():
     try:
         ckpt = torch.load(path, map_location="cpu", weights_only=True)  # weights_only：只读数，不执行文件里夹带的代码
         model = GPTModel(ckpt["config"])
-        model.load_state_dict(ckpt["model"])
+        # torch.compile 过的模型，存下的名字前面多 _orig_mod.；多卡训练的多 module.：去掉就一样了。
+        weights = {name.replace("_orig_mod.", "").replace("module.", ""): tensor for name, tensor in ckpt["model"].items()}
+        model.load_state_dict(weights)
     except Exception:  # 不存在的、损坏的、别人的文件，能引出各种异常
         parser.error(f"{path} 读不出来：要 gpt_train.py 或 gpt_download.py 存的 .pth；别处来的先用 gpt_download.py 转换")
-    if bad := [name for name, tensor in ckpt["model"].items() if not tensor.isfinite().all()]:
+    if extra := [word for word in ("_orig_mod.", "module.") if any(word in name for name in ckpt["model"])]:
+        print(f"名字里多出来的 {'、'.join(extra)} 去掉了")
+    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         parser.error(f"{path} 里的 {bad[0]} 有 nan 或 inf，一个就会传染给所有的数，请换一个文件")
     model.eval()  # 关掉 dropout，不然同一句话每次算出的概率都不同
     context_size = ckpt["config"]["context_length"]

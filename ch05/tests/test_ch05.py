@@ -716,6 +716,20 @@ def test_generate_refuses_bad_checkpoints(checkpoint, tmp_path, command_line):
     assert not (tmp_path / "executed").exists()
 
 
+def test_generate_strips_prefixes(checkpoint, tmp_path, command_line):
+    """编译过的、多卡训练的模型，名字前面多一截：去掉，并且说一声；写出的与原来的相同。"""
+    gpt_generate = load(MAIN / "gpt_generate.py")
+    save_gpt2_sized(checkpoint, tmp_path / "good.pth")
+    good = torch.load(tmp_path / "good.pth", weights_only=True)
+    texts = {}
+    for prefix in ("", "_orig_mod.", "module._orig_mod."):
+        torch.save(good | {"model": {prefix + name: tensor for name, tensor in good["model"].items()}}, tmp_path / "prefixed.pth")
+        code, texts[prefix], err = command_line(gpt_generate, "--from-file", tmp_path / "prefixed.pth", "--max-new-tokens", 3)
+        assert code == 0, err
+    assert "去掉了" not in texts[""] and "多出来的 _orig_mod. 去掉了" in texts["_orig_mod."] and "_orig_mod.、module. 去掉了" in texts["module._orig_mod."]
+    assert len({text[text.index("策略") :] for text in texts.values()}) == 1
+
+
 def test_resume_refuses_bad_checkpoints(exp_resume, checkpoint, text, tmp_path, command_line):
     (tmp_path / "bad").mkdir()
     for number, (name, path) in enumerate(bad_checkpoints(checkpoint, tmp_path / "bad").items()):
