@@ -8,7 +8,7 @@
         ④ 右图：拼接每一步都把旧的抄一遍，句子越长越慢；预分配只写新来的一个，慢得少得多（稍有上升：
         轮流测，拼接刚把 CPU 的缓存冲掉）。带子和短线是四分位：一半的测量落在里面。
 动手改：1. 把 GPTModel.forward 里的 offset = … 改成 offset = 0（人人都犯过）：程序照样跑，速度照样快，自查变成 ✗。
-        2. 把 visible 里的 torch.arange(s - t, s, device=device) 换成 torch.arange(t, device=device)：自查除了内存那一条都变成 ✗：
+        2. 把 visible 里的 torch.arange(s - t, s, device=device) 换成 torch.arange(t, device=device)：带缓存的几条自查都变成 ✗：
            一个一个送时，新词元只看得见最早的那一个。只有一次送完的那一步没有错：前面没有旧词元，掩码恰好对。
         3. --context-length 128：句子短一半，快满时的倍数也小得多。
 
@@ -262,7 +262,7 @@ class GPTModel(nn.Module):
         for block, cache in zip(self.trf_blocks, caches or [None] * len(self.trf_blocks)):  # 改：每一块用自己的缓存
             x = block(x, cache)  # (b, t, d)
         x = self.final_norm(x)
-        return self.out_head(x)  # (b, t, V)
+        return self.out_head(x)  # (b, n, V)　n 是 t；last_only 时是 1
 
 
 # endregion

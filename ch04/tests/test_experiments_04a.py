@@ -188,7 +188,7 @@ def test_kv_cache_script(call, tmp_path, monkeypatch):
     monkeypatch.setattr(load("exp_kv_cache"), "SIZES", {"emb_dim": 32, "n_heads": 2, "n_layers": 2})
     result = call("exp_kv_cache", "--context-length", 64)
     check_output(result, tmp_path)
-    assert result[1].count("逐个相同") == 4 and result[1].count("过了上下文长度也相同") == 3
+    assert result[1].count("逐个相同") == 5 and result[1].count("过了上下文长度也相同") == 4
     assert f"{2 * 2 * 64 * 32 * 4 / 2**20:.1f} MB；GPT-2 small 写满 1024 个是 72 MB" in result[1]
     assert re.search("更快|更慢|分不出", result[1]) and not re.search("更快|更慢|分不出", call("exp_kv_cache", "--quick")[1])
 
