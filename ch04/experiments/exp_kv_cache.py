@@ -15,7 +15,7 @@
 运行：
     python ch04/experiments/exp_kv_cache.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_kv_cache.py --quick
-    约 100 秒，0.8 GB（2 核 CPU）
+    约 90 秒，0.8 GB（2 核 CPU）
 
 形状记号：b 批大小　t 这一次送进来几个词元　s 一共看得见几个（缓存里的加新来的）　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小
 """

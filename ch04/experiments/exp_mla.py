@@ -14,7 +14,7 @@
 运行：
     python ch04/experiments/exp_mla.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_mla.py --quick
-    约 190 秒，1.0 GB（2 核 CPU）；训练过的存着，再运行几秒钟就出结果
+    约 130 秒，1.0 GB（2 核 CPU）；训练过的存着，再运行几秒钟就出结果
 
 形状记号：b 批大小　t 这次送进来几个词元　s 看得见几个（缓存里的加新来的）　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　r 压缩后几个数　V 词表大小
 """
@@ -687,7 +687,7 @@ def main():
     """同一个小模型，缓存里的数从 128 个减到 r 个：与 GQA 比，与训练好再压比；展开与吸收，各快多少；旋转放在哪里。"""
     parser = argparse.ArgumentParser(description="实验　多头潜在注意力：缓存里只存一个压缩包")
     parser.add_argument("--latent", type=int, nargs="+", default=[64, 16], help="带着压缩训练的，压缩后几个数，可以给几个（默认：64 16）")
-    parser.add_argument("--steps", type=int, default=600, help="每个模型训练几步（默认：600）")
+    parser.add_argument("--steps", type=int, default=400, help="每个模型训练几步（默认：400）")
     parser.add_argument("--seeds", type=int, default=5, help="用几个种子，5 到 10（默认：5）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子；几个种子是它乘 1000 再加 0、1、2……（默认：123）")
     parser.add_argument("--quick", action="store_true", help="两个种子，每次只训练 4 步：看流程，不下结论")

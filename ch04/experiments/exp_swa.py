@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_swa.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_swa.py --quick
-    约 190 秒，0.9 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
+    约 140 秒，0.9 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
 
 形状记号：b 批大小　t 这次送进来几个词元　c 缓存里的加新来的　w 缓存里留下几个　s 这次看得见几个
 　　　　　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小（这里词元就是字符）
@@ -556,7 +556,7 @@ def main():
     parser.add_argument("--window", type=int, default=4, help="窗口 W，含自己（默认：4）")
     parser.add_argument("--stride", type=int, default=1, help="混合模型里，每几层有窗口的跟一层全看的（默认：1，一层窗口、一层全看，与 Gemma 2 相同）")
     parser.add_argument("--layers", type=int, default=2, help="层数（默认：2）")
-    parser.add_argument("--steps", type=int, default=1000, help="写故事训练几步，回忆训练五分之一（默认：1000）")
+    parser.add_argument("--steps", type=int, default=700, help="写故事训练几步，回忆训练五分之一（默认：700）")
     parser.add_argument("--seeds", type=int, default=5, help="每种训练几个种子，5 到 10（默认：5）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子；各个种子是它乘 1000 再加 0、1、2……（默认：123）")
     parser.add_argument("--quick", action="store_true", help="两个种子，各训练 4 步：看流程，不下结论")
