@@ -12,7 +12,7 @@
 运行：
     python ch05/experiments/exp_gemma3.py               # 图片写到 ch05/outputs/
     python ch05/experiments/exp_gemma3.py --weights 文件夹 --ask "中国的首都是哪里？"    # 从 hub 下载好的 Gemma 3（270m、1b），要 pip install tokenizers
-    约 7 秒，0.5 GB（2 核 CPU）
+    约 7 秒，0.5 GB（2 核 CPU）；--weights 没有 KV 缓存，每写一个词元，前面的都重算一遍，有缓存的见 exp_real_llm.py
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小
 """
@@ -20,6 +20,7 @@
 import argparse
 import json
 import os
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -194,42 +195,30 @@ class GroupedQueryAttention(nn.Module):
 # endregion
 
 
+# region 改写 ch05/experiments/exp_qwen3.py: TransformerBlock
 class TransformerBlock(nn.Module):
-    """Gemma 3 的 Transformer 块：注意力和前馈网络，前后各归一化一次；一层只用一种注意力。
+    """Gemma 3 的 Transformer 块：注意力和前馈网络，前后各归一化一次；一层只用一种注意力。（原版详解见 ch05/experiments/exp_qwen3.py）"""
 
-    参数:
-        cfg (dict): 模型配置
-        attn_type (str): "sliding_attention"（只看窗口里的）或 "full_attention"（全看）
-
-    出处: 原书仓库 ch05/12_gemma3；Gemma 团队，Gemma 3 Technical Report，2025
-    """
-
-    def __init__(self, cfg, attn_type):
+    def __init__(self, cfg, attn_type):  # 改：多一个参数，"sliding_attention"（只看窗口里的）或 "full_attention"（全看）；掩码和 RoPE 表由模型按它挑
         super().__init__()
-        self.attn_type = attn_type
+        self.attn_type = attn_type  # 改：模型要看它
+        # 改：总有 QK-norm；分数除以多少由配置定
         self.att = GroupedQueryAttention(cfg["emb_dim"], cfg["n_heads"], cfg["n_kv_groups"], cfg["head_dim"], True, cfg["norm_eps"], cfg["query_pre_attn_scalar"])
-        self.ff = FeedForward(cfg)
-        # 陷阱：名字与 Llama 的相同，意思不同。Llama 的 post_attention_layernorm 是前馈网络前面那一个，这里是注意力后面那一个。
+        self.ff = FeedForward(cfg)  # 改：没有专家
+        # 改：两个归一化变成四个，名字照文件里的。陷阱：名字与 Llama 的相同，意思不同：
+        # Llama 的 post_attention_layernorm 是前馈网络前面那一个，这里是注意力后面那一个。
         self.input_layernorm = RMSNorm(cfg["emb_dim"], cfg["norm_eps"])
         self.post_attention_layernorm = RMSNorm(cfg["emb_dim"], cfg["norm_eps"])
         self.pre_feedforward_layernorm = RMSNorm(cfg["emb_dim"], cfg["norm_eps"])
         self.post_feedforward_layernorm = RMSNorm(cfg["emb_dim"], cfg["norm_eps"])
 
     def forward(self, x, mask, cos, sin):
-        """前向传播：掩码和表由模型按 attn_type 挑好。
-
-        参数:
-            x (Tensor): (b, t, d)
-            mask (Tensor): True 的地方不许看，(t, t)
-            cos (Tensor): 这种层的 RoPE 表，至少 t 行
-            sin (Tensor): 同上
-
-        返回:
-            Tensor: (b, t, d)
-        """
-        # 先归一化，管住进去的；出来的再归一化一次，加到残差上的就总是差不多大，不会有哪一层突然压过别的层。
+        # 改：先归一化，管住进去的；出来的再归一化一次，加到残差上的就总是差不多大，不会有哪一层突然压过别的层
         x = x + self.post_attention_layernorm(self.att(self.input_layernorm(x), mask, cos, sin))  # (b, t, d)
-        return x + self.post_feedforward_layernorm(self.ff(self.pre_feedforward_layernorm(x)))
+        return x + self.post_feedforward_layernorm(self.ff(self.pre_feedforward_layernorm(x)))  # 改：前馈网络也是前后各一次
+
+
+# endregion
 
 
 def create_masks(t, window, device=None):
@@ -325,7 +314,7 @@ class HubWeights:
     """一个文件夹里的 safetensors，当成"名字 → 张量"的字典：用到哪个才读哪个，内存里只多一个张量。（详解见 ch05/experiments/exp_llama_weights.py）"""
 
     def __init__(self, folder):
-        index, self.files = folder / "model.safetensors.index.json", {}
+        index, self.files, removed = folder / "model.safetensors.index.json", {}, set()
         names = ["model.safetensors"]
         if index.is_file():
             names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -334,13 +323,20 @@ class HubWeights:
                 file = safe_open(folder / name, "pt")
             except (OSError, SafetensorError):
                 raise ValueError(f"读不了 {folder / name}：没有这个文件，或没有下载完") from None
-            self.files |= dict.fromkeys(file.keys(), file)
+            for key in file.keys():
+                removed |= set(re.findall(r"\b(?:_orig_mod|module)\.", key))
+                plain = re.sub(r"\b(?:_orig_mod|module)\.", "", key)
+                if plain in self.files:
+                    raise ValueError(f"{folder} 里有两个 {plain}：不知道该用哪一个")
+                self.files[plain] = file, key
+        if removed:
+            print(f"名字里多出来的 {'、'.join(sorted(removed))} 去掉了")
 
     def __iter__(self):
         return iter(self.files)
 
     def __getitem__(self, name):
-        return self.files[name].get_tensor(name)
+        return self.files[name][0].get_tensor(self.files[name][1])
 
 
 def read_json(path):
@@ -369,9 +365,9 @@ def total_memory():
 # endregion
 
 
-# region 沿用 ch05/experiments/exp_qwen3.py: check_memory, assign_all, answer
+# region 沿用 ch05/experiments/exp_qwen3_weights.py: check_memory, assign_all, answer
 def check_memory(total, dtype):
-    """装之前先算要多少内存，印出来；装不下就现在说，不要装到一半才死。（详解见 ch05/experiments/exp_qwen3.py）"""
+    """装之前先算要多少内存，印出来；装不下就现在说，不要装到一半才死。（详解见 ch05/experiments/exp_qwen3_weights.py）"""
     need, memory = gigabytes(total, dtype) + 1.0, total_memory()
     print(f"{total:,} 个参数；装成 {str(dtype)[6:]} 约要 {need:.1f} GB 内存" + (f"，这台机器有 {memory:.1f} GB" if memory else ""))
     if memory and need > memory:
@@ -379,7 +375,7 @@ def check_memory(total, dtype):
 
 
 def assign_all(model, names, params):
-    """照名字表把张量一个一个装进去；少一个、多一个都拒绝：装得进去不等于是同一个模型。（详解见 ch05/experiments/exp_qwen3.py）"""
+    """照名字表把张量一个一个装进去；少一个、多一个都拒绝：装得进去不等于是同一个模型。（详解见 ch05/experiments/exp_qwen3_weights.py）"""
     extra, missing = [name for name in params if name not in names.values()], [name for name in names.values() if name not in params]
     if extra or missing:
         raise ValueError(f"权重里{'没有' if missing else '多出'} {(missing or extra)[0]}：config.json 与权重不是一个模型")
@@ -390,7 +386,7 @@ def assign_all(model, names, params):
 
 
 def answer(load, template, stop, args):
-    """装读者的权重，按聊天模板问一句，贪心地回答；分词要 tokenizers。（详解见 ch05/experiments/exp_qwen3.py）"""
+    """装读者的权重，按聊天模板问一句，贪心地回答；分词要 tokenizers。（详解见 ch05/experiments/exp_qwen3_weights.py）"""
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -516,6 +512,7 @@ def load_weights_into_gemma(model, param_config, params):
     names |= {"out_head.weight": "lm_head.weight"} if "lm_head.weight" in params else {}  # 一般没有；有，数也是一样的
     assign_all(model, names, params)
     model.out_head.weight = model.tok_emb.weight  # 装完再共用一次：assign 换了新的 Parameter
+    print("输出层与词嵌入共用一份权重：" + ("文件里又存了一份 lm_head.weight，没有用它" if "lm_head.weight" in params else "文件里没有 lm_head.weight"))
     model.set_rope()  # 建在 meta 上时，表里也没有数
 
 
@@ -616,7 +613,7 @@ def draw(found, lengths, path):
         lengths (list[int]): 中图的序列长度
         path (Path): 图片写到哪里
     """
-    figure, (masks, cache, wrong) = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
+    figure, (masks, cache, wrong) = plt.subplots(1, 3, figsize=(17, 4.6), layout="constrained")
     mask_global, mask_local = create_masks(16, 5)
     masks.imshow(2 - mask_global.int() - mask_local.int(), cmap="Blues")
     masks.set(xlabel="看谁（第几个词元）", ylabel="谁在看", title="窗口 5：深的两种层都看得见，\n浅的只有全看的层看得见")
@@ -627,8 +624,10 @@ def draw(found, lengths, path):
     for row, (title, curve) in enumerate(found.items()):
         wrong.plot(range(1, len(curve) + 1), curve, color=f"C{row}", label=title)
     wrong.axvline(TINY["sliding_window"], color="black", linestyle=":", linewidth=1)
-    wrong.set(xlabel=f"第几个词元（虚线是窗口 {TINY['sliding_window']}）", ylabel="下一个词元的概率错了多少（总变差）", title="写错一处，一个也不报错", ylim=(-0.01, 0.75))
-    wrong.legend(fontsize=7.5, loc="upper left", ncols=2)
+    wrong.set(xlabel=f"第几个词元（虚线是窗口 {TINY['sliding_window']}）", ylabel="下一个词元的概率错了多少（总变差）", title="写错一处，一个也不报错")
+    wrong.set_yscale("symlog", linthresh=1e-4)  # 小的也看得见；0 画在最底下
+    wrong.set_ylim(0, 1)
+    wrong.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

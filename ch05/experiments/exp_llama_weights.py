@@ -15,6 +15,7 @@
     约 6 秒，0.5 GB（2 核 CPU）
 
 文件夹里要有 config.json 和 model.safetensors（大的分成几份，外加 model.safetensors.index.json）；用文字还要 tokenizer.json 和 pip install tokenizers。
+这里没有 KV 缓存，每写一个词元，前面的都重算一遍；有缓存的，见 exp_real_llm.py。
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小
 """
@@ -22,6 +23,7 @@
 import argparse
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -301,11 +303,11 @@ class HubWeights:
         folder (Path): 里面是 model.safetensors，或分成几份，由 model.safetensors.index.json 说明
 
     异常:
-        ValueError: 缺文件，或文件不完整
+        ValueError: 缺文件，文件不完整，或去掉前缀以后有两个张量同名
     """
 
     def __init__(self, folder):
-        index, self.files = folder / "model.safetensors.index.json", {}
+        index, self.files, removed = folder / "model.safetensors.index.json", {}, set()
         names = ["model.safetensors"]
         if index.is_file():
             names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -314,7 +316,15 @@ class HubWeights:
                 file = safe_open(folder / name, "pt")  # 只读开头的目录；数是映射进来的
             except (OSError, SafetensorError):
                 raise ValueError(f"读不了 {folder / name}：没有这个文件，或没有下载完") from None
-            self.files |= dict.fromkeys(file.keys(), file)
+            # 编译过的（torch.compile）多 _orig_mod.，只编译某几层的多在中间；多卡训练（DDP）的多 module.。都不是模型自己的名字。
+            for key in file.keys():
+                removed |= set(re.findall(r"\b(?:_orig_mod|module)\.", key))
+                plain = re.sub(r"\b(?:_orig_mod|module)\.", "", key)
+                if plain in self.files:
+                    raise ValueError(f"{folder} 里有两个 {plain}：不知道该用哪一个")
+                self.files[plain] = file, key
+        if removed:
+            print(f"名字里多出来的 {'、'.join(sorted(removed))} 去掉了")
 
     def __iter__(self):
         """每个张量的名字，in 也靠它。"""
@@ -322,7 +332,7 @@ class HubWeights:
 
     def __getitem__(self, name):
         """读一个张量：名字 → Tensor。"""
-        return self.files[name].get_tensor(name)
+        return self.files[name][0].get_tensor(self.files[name][1])
 
 
 def read_json(path):
@@ -512,11 +522,13 @@ def draw(found, path):
         found (dict): try_mistakes 的结果
         path (Path): 图片写到哪里
     """
-    figure, (wrong, rope) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    figure, (wrong, rope) = plt.subplots(1, 2, figsize=(14, 4.6), layout="constrained")
     for row, (title, curve) in enumerate(found.items()):
         wrong.plot(range(1, len(curve) + 1), curve, color=f"C{row}", label=title)
-    wrong.set(yscale="log", xscale="log", xlabel="第几个词元", ylabel="下一个词元的概率错了多少（总变差）", title="一个错也没有报", ylim=(2e-7, 2))
-    wrong.legend(fontsize=7, ncols=2, loc="lower center")
+    wrong.set(xscale="log", xlabel="第几个词元", ylabel="下一个词元的概率错了多少（总变差）", title="一个错也没有报")
+    wrong.set_yscale("symlog", linthresh=1e-5)  # 小的也看得见；0 画在最底下
+    wrong.set_ylim(0, 2)
+    wrong.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     for name, k, factor in [("Llama 3.1 8B", 128, 8.0), ("Llama 3.2 1B", 64, 32.0)]:
         speeds = []
         for freq in (None, ROPE_FREQ | {"factor": factor}):
@@ -524,7 +536,8 @@ def draw(found, path):
             speeds.append(torch.atan2(sin, cos))
         rope.plot(2 * torch.pi / speeds[0], speeds[0] / speeds[1], marker="o", markersize=3, label=f"{name}，k = {k}，factor = {factor:g}")
     rope.axvspan(8192 / 4, 8192, color="0.9", label="过渡：8192 个位置里转 4 圈到 1 圈")
-    rope.set(xscale="log", yscale="log", xlabel="原来的波长：转一圈要走几个位置", ylabel="转慢到几分之一", title="拉长上下文，每一对转慢多少")
+    rope.set(xscale="log", yscale="log", yticks=[1, 2, 4, 8, 16, 32], yticklabels=[1, 2, 4, 8, 16, 32], xlabel="原来的波长：转一圈要走几个位置", ylabel="转慢到几分之一", title="拉长上下文，每一对转慢多少")
+    rope.minorticks_off()
     rope.legend(fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -609,7 +622,7 @@ def demonstrate():
     print("\n装错的十种法子，形状都对，没有一个报错。下一个词元的概率，错了多少（0 是没错，1 是毫不相干）：")
     print("第 1 个词元　第 16 个　第 128 个　装错法")
     for title, curve in found.items():
-        print(f"{curve[0]:11.4f}{curve[15]:10.4f}{curve[127]:11.4f}　{title}")
+        print(f"{curve[0]:11.5f}{curve[15]:10.5f}{curve[127]:11.5f}　{title}")
     print("会报错的，只有这几种：")
     for sentence in caught.values():
         print(f"  {sentence}")

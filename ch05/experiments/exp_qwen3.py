@@ -14,8 +14,9 @@
 运行：
     python ch05/experiments/exp_qwen3.py                # 图片写到 ch05/outputs/
     python ch05/experiments/exp_qwen3.py --quick
-    python ch05/experiments/exp_qwen3.py --weights 文件夹 --ask "中国的首都是哪里？"    # 从 hub 下载好的 Qwen3，要 pip install tokenizers
     约 100 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行十几秒
+
+装进从 hub 下载的 Qwen3，专家多了要多少内存，见 exp_qwen3_weights.py。
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小（训练时词元就是字符）
 """
@@ -35,7 +36,6 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
 import zhplot  # noqa: F401　导入它，图上就能写中文
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -85,7 +85,7 @@ def apply_rope(x, cos, sin):
 # endregion
 
 
-# region 沿用 ch05/experiments/exp_gpt_to_llama.py: RMSNorm, assign, gigabytes
+# region 沿用 ch05/experiments/exp_gpt_to_llama.py: RMSNorm
 class RMSNorm(nn.Module):
     """均方根归一化：x ÷ √(mean(x²) + eps) × scale，不减均值，没有平移；在 float32 里算。（详解见 ch05/experiments/exp_gpt_to_llama.py）"""
 
@@ -98,20 +98,6 @@ class RMSNorm(nn.Module):
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)  # (…, d)
         return self.scale * normed.to(x.dtype)  # (…, d)
-
-
-def assign(left, right, tensor_name="unknown"):
-    """把文件里的一个张量变成模型的参数：形状不同、有 nan 或无穷大，就说是哪一个。（详解见 ch05/experiments/exp_gpt_to_llama.py）"""
-    if left.shape != right.shape:
-        raise ValueError(f"{tensor_name} 的形状不同：模型里是 {tuple(left.shape)}，文件里是 {tuple(right.shape)}，config.json 与权重不是一个模型")
-    if not torch.stack(right.aminmax()).isfinite().all():
-        raise ValueError(f"{tensor_name} 里有 nan 或无穷大：文件坏了，或存它的训练已经发散，换一个检查点")
-    return nn.Parameter(right.to(left.dtype, copy=True))
-
-
-def gigabytes(numbers, dtype):
-    """这么多个数占几 GB（2 的 30 次方字节，与原书仓库相同）。（详解见 ch05/experiments/exp_gpt_to_llama.py）"""
-    return numbers * dtype.itemsize / 2**30
 
 
 # endregion
@@ -250,25 +236,35 @@ class GroupedQueryAttention(nn.Module):
         return self.out_proj(context)
 
 
-# region 改写 ch05/experiments/exp_gpt_to_llama.py: TransformerBlock
 class TransformerBlock(nn.Module):
-    """Qwen3 的 Transformer 块：骨架与 Llama 相同，前馈网络可以换成混合专家。（原版详解见 ch05/experiments/exp_gpt_to_llama.py）"""
+    """Qwen3 的 Transformer 块：骨架与 Llama 相同，注意力换成上面的，前馈网络可以换成混合专家。
+
+    参数:
+        cfg (dict): 模型配置；有 num_experts 就是 MoE
+
+    出处: 原书仓库 ch05/11_qwen3
+    """
 
     def __init__(self, cfg):
         super().__init__()
-        # 改：每个头的维度、QK-norm 由配置定
         self.att = GroupedQueryAttention(cfg["emb_dim"], cfg["n_heads"], cfg["n_kv_groups"], cfg["head_dim"], cfg["qk_norm"], cfg["norm_eps"])
-        # 改：有 num_experts 就是 MoE，每个专家的中间维度是 moe_intermediate_size；接口与普通的相同，所以 forward 一个字也不用改
+        # 每个专家的中间维度是 moe_intermediate_size；接口与普通的前馈网络相同，所以 forward 一个字也不用改
         self.ff = MoEFeedForward({**cfg, "hidden_dim": cfg["moe_intermediate_size"]}) if cfg.get("num_experts", 0) else FeedForward(cfg)
         self.norm1 = RMSNorm(cfg["emb_dim"], cfg["norm_eps"])
         self.norm2 = RMSNorm(cfg["emb_dim"], cfg["norm_eps"])
 
     def forward(self, x, mask, cos, sin):
+        """前向传播。
+
+        参数:
+            x (Tensor): (b, t, d)
+            mask、cos、sin (Tensor): 交给注意力
+
+        返回:
+            Tensor: (b, t, d)
+        """
         x = x + self.att(self.norm1(x), mask, cos, sin)  # (b, t, d)
         return x + self.ff(self.norm2(x))
-
-
-# endregion
 
 
 class Qwen3Model(nn.Module):
@@ -314,55 +310,6 @@ class Qwen3Model(nn.Module):
         return self.out_head(self.final_norm(x))  # (b, t, V)
 
 
-# region 沿用 ch05/experiments/exp_llama_weights.py: HubWeights, read_json
-class HubWeights:
-    """一个文件夹里的 safetensors，当成"名字 → 张量"的字典：用到哪个才读哪个，内存里只多一个张量。（详解见 ch05/experiments/exp_llama_weights.py）"""
-
-    def __init__(self, folder):
-        index, self.files = folder / "model.safetensors.index.json", {}
-        names = ["model.safetensors"]
-        if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        for name in names:
-            try:
-                file = safe_open(folder / name, "pt")
-            except (OSError, SafetensorError):
-                raise ValueError(f"读不了 {folder / name}：没有这个文件，或没有下载完") from None
-            self.files |= dict.fromkeys(file.keys(), file)
-
-    def __iter__(self):
-        return iter(self.files)
-
-    def __getitem__(self, name):
-        return self.files[name].get_tensor(name)
-
-
-def read_json(path):
-    """读一个 JSON 文件，读不了就说是哪一个。（详解见 ch05/experiments/exp_llama_weights.py）"""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"读不了 {path}：没有这个文件，或不是 JSON")
-    return content
-
-
-# endregion
-
-
-# region 沿用 setup/device_check.py: total_memory
-def total_memory():
-    """这台机器的内存。（详解见 setup/device_check.py）"""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-# endregion
-
-
 def count_parameters(model):
     """数参数：一共多少，其中词嵌入和输出层多少，一个词元用得到的多少（只有 MoE 少于全部）。
 
@@ -380,194 +327,6 @@ def count_parameters(model):
         experts = sum(p.numel() for fc in (ff.fc1, ff.fc2, ff.fc3) for p in fc.parameters())
         idle += experts * (ff.num_experts - ff.num_experts_per_tok) // ff.num_experts
     return {"total": total, "embedding": table if tied else 2 * table, "active": total - idle}
-
-
-def check_memory(total, dtype):
-    """装之前先算要多少内存，印出来；装不下就现在说，不要装到一半才死。
-
-    参数:
-        total (int): 多少个参数，共用的只算一次
-        dtype (torch.dtype): 装成哪种精度
-
-    异常:
-        ValueError: 装不下
-    """
-    need, memory = gigabytes(total, dtype) + 1.0, total_memory()  # 1 GB 给 PyTorch、RoPE 的表和正在装的那一个；映射进来的文件不算，系统随时可以收回
-    print(f"{total:,} 个参数；装成 {str(dtype)[6:]} 约要 {need:.1f} GB 内存" + (f"，这台机器有 {memory:.1f} GB" if memory else ""))
-    if memory and need > memory:
-        raise ValueError(f"装不下：约要 {need:.1f} GB 内存，这台机器只有 {memory:.1f} GB；" + ("请换小一点的模型" if dtype == torch.bfloat16 else "请加上 --dtype bfloat16，或换小一点的模型"))
-
-
-def qwen_config(folder):
-    """把 hub 的 config.json 翻成原书的名字；这份代码没有写的零件，宁可拒绝，也不装成另一个模型。
-
-    参数:
-        folder (Path): 从 hub 下载的文件夹
-
-    返回:
-        dict: Qwen3Model 的配置
-
-    异常:
-        ValueError: 读不了，不是 Qwen3，或有没有写的零件
-    """
-    raw = read_json(folder / "config.json")
-    kind, rope = raw.get("model_type"), raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta")} | (raw.get("rope_scaling") or {})  # 新旧两种写法
-    odd = {
-        f"model_type 是 {kind}": kind not in ("qwen3", "qwen3_moe"),
-        "带偏置": raw.get("attention_bias"),
-        "有滑动窗口": raw.get("use_sliding_window"),
-        f"RoPE 是 {rope.get('rope_type', rope.get('type'))}": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "有的层不用专家": raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1,
-    }
-    if any(odd.values()):
-        raise ValueError(f"{folder / 'config.json'}：{next(title for title, wrong in odd.items() if wrong)}，这个脚本只会 Qwen3 的写法")
-    names = {"vocab_size": "vocab_size", "context_length": "max_position_embeddings", "emb_dim": "hidden_size", "n_heads": "num_attention_heads", "n_layers": "num_hidden_layers"}
-    names |= {"hidden_dim": "intermediate_size", "head_dim": "head_dim", "n_kv_groups": "num_key_value_heads", "norm_eps": "rms_norm_eps", "tied": "tie_word_embeddings"}
-    if kind == "qwen3_moe":
-        # norm_topk_prob：概率只在选中的专家之间分（True），还是取全部专家的 softmax 里的那几份。两种都有人用，形状一样，只能看配置。
-        names |= {name: name for name in ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")}
-        names["num_experts"] = "num_local_experts" if "num_local_experts" in raw else "num_experts"  # 新旧两种写法
-    try:
-        return {ours: raw[theirs] for ours, theirs in names.items()} | {"rope_base": float(rope["rope_theta"]), "qk_norm": True}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} 里缺 {error.args[0]}，不是 Qwen3 的配置") from None
-
-
-def assign_all(model, names, params):
-    """照名字表把张量一个一个装进去；少一个、多一个都拒绝：装得进去不等于是同一个模型。
-
-    参数:
-        model (nn.Module): 模型，可以建在 meta 上
-        names (dict): 我们的名字 → 文件里的名字
-        params (dict 或 HubWeights): 名字 → 张量
-
-    异常:
-        ValueError: 少了、多了一个张量，形状不同，或有不是有限的数
-    """
-    extra, missing = [name for name in params if name not in names.values()], [name for name in names.values() if name not in params]
-    if extra or missing:
-        raise ValueError(f"权重里{'没有' if missing else '多出'} {(missing or extra)[0]}：config.json 与权重不是一个模型")
-    for ours, theirs in names.items():
-        place, _, last = ours.rpartition(".")
-        module = model.get_submodule(place)
-        setattr(module, last, assign(getattr(module, last), params[theirs], theirs))
-
-
-def load_weights_into_qwen(model, param_config, params):
-    """把 hub 的 Qwen3 权重装进 Qwen3Model：名字一一对上，都不用转置，Q、K 已经是对半摆法。
-
-    参数:
-        model (Qwen3Model): 模型，可以建在 meta 上
-        param_config (dict): 模型配置
-        params (dict 或 HubWeights): 名字 → 张量，如 "model.layers.0.self_attn.q_norm.weight"
-
-    异常:
-        ValueError: 少了、多了一个张量，形状不同，或有不是有限的数
-
-    出处: 原书仓库 ch05/11_qwen3
-    """
-    layer = {
-        "att.W_query.weight": "self_attn.q_proj.weight", "att.W_key.weight": "self_attn.k_proj.weight",
-        "att.W_value.weight": "self_attn.v_proj.weight", "att.out_proj.weight": "self_attn.o_proj.weight",
-        "att.q_norm.scale": "self_attn.q_norm.weight", "att.k_norm.scale": "self_attn.k_norm.weight",  # 各 k 个数；对调了形状也对
-        "norm1.scale": "input_layernorm.weight", "norm2.scale": "post_attention_layernorm.weight",
-    }  # fmt: skip
-    # 过 SiLU 的是 gate_proj；它与 up_proj 形状相同，装反了不报错。MoE 的 mlp.gate 是另一回事：那是路由。
-    experts = param_config.get("num_experts", 0)
-    layer |= {"ff.gate.weight": "mlp.gate.weight"} if experts else {}
-    for ours, theirs in (("fc1", "gate_proj"), ("fc2", "up_proj"), ("fc3", "down_proj")):
-        layer |= {f"ff.{ours}.{e}.weight": f"mlp.experts.{e}.{theirs}.weight" for e in range(experts)} or {f"ff.{ours}.weight": f"mlp.{theirs}.weight"}
-    names = {"tok_emb.weight": "model.embed_tokens.weight", "final_norm.scale": "model.norm.weight"}
-    names |= {f"trf_blocks.{i}.{ours}": f"model.layers.{i}.{theirs}" for i in range(param_config["n_layers"]) for ours, theirs in layer.items()}
-    if "lm_head.weight" in params or not param_config["tied"]:  # 0.6B 的文件里两份都存了，数是一样的
-        names["out_head.weight"] = "lm_head.weight"
-    assign_all(model, names, params)
-    if param_config["tied"]:
-        model.out_head.weight = model.tok_emb.weight  # 同一个 Parameter，不是复制，只占一份内存
-    model.cos, model.sin = compute_rope_params(model.trf_blocks[0].att.head_dim, param_config["rope_base"], param_config["context_length"])  # 建在 meta 上时，表里也没有数
-
-
-def load_qwen(folder, dtype):
-    """从 hub 的文件夹装一个 Qwen3；先说要多少内存，装不下就不装。
-
-    参数:
-        folder (Path): 有 config.json 和 safetensors（一个，或分成几份）
-        dtype (torch.dtype): 装成哪种精度
-
-    返回:
-        Qwen3Model: 可以用的模型
-
-    异常:
-        ValueError: 装不下、读不了，或不是 Qwen3
-    """
-    cfg, params = qwen_config(folder), HubWeights(folder)
-    with torch.device("meta"):
-        model = Qwen3Model(cfg).to(dtype).eval()
-    check_memory(count_parameters(model)["total"], dtype)
-    load_weights_into_qwen(model, cfg, params)
-    return model
-
-
-# region 沿用 ch05/main: generate
-def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None):
-    """逐个生成词元，可以调温度、限制 top-k，遇到结束词元就停。（详解见 ch05/main/example_03_decoding.py）"""
-    if not temperature >= 0:
-        raise ValueError(f"温度不能是 {temperature}：0 表示贪心，越大越随意")
-    if top_k is not None and not 1 <= top_k <= model.out_head.out_features:
-        raise ValueError(f"top_k 应在 1 到 {model.out_head.out_features}（词表大小）之间，不能是 {top_k}")
-    finished = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)  # (b, 1)
-    for _ in range(max_new_tokens):
-        idx_cond = idx[:, -context_size:]  # (b, t)
-        with torch.no_grad():
-            logits = model(idx_cond)  # (b, t, V)
-        logits = logits[:, -1, :]  # (b, V)
-        if top_k is not None:
-            top_logits, _ = torch.topk(logits, top_k)  # (b, top_k)
-            min_val = top_logits[:, -1:]  # (b, 1)
-            logits = torch.where(logits < min_val, -torch.inf, logits)  # (b, V)
-        if temperature > 0.0:
-            logits = logits / temperature
-            logits = logits - logits.max(dim=-1, keepdim=True).values  # (b, V)
-            probs = torch.softmax(logits, dim=-1)  # (b, V)
-            idx_next = torch.multinomial(probs, num_samples=1)  # (b, 1)
-        else:
-            idx_next = torch.argmax(logits, dim=-1, keepdim=True)  # (b, 1)
-        if eos_id is not None:
-            idx_next = torch.where(finished, eos_id, idx_next)  # (b, 1)
-            finished = idx_next == eos_id  # (b, 1)
-            if finished.all():
-                break
-        idx = torch.cat((idx, idx_next), dim=1)  # (b, t + 1)
-    return idx
-
-
-# endregion
-
-
-def answer(load, template, stop, args):
-    """装读者的权重，按聊天模板问一句，贪心地回答；分词要 tokenizers。
-
-    参数:
-        load (callable): 装模型的函数，如 load_qwen
-        template (str): 聊天模板，{} 的地方放问题
-        stop (str): 写到哪个特殊词元为止
-        args (Namespace): 命令行参数：weights、ask、tokens、dtype
-
-    异常:
-        ValueError: 没有 tokenizers 或 tokenizer.json，或装不了
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ValueError("要把文字变成编号，先 pip install tokenizers") from None
-    file = args.weights / "tokenizer.json"
-    if not file.is_file():
-        raise ValueError(f"没有 {file}：要的是从 hub 下载的整个文件夹")
-    tokenizer, model = Tokenizer.from_file(str(file)), load(args.weights, getattr(torch, args.dtype))
-    # 模板里的特殊词元写成文字，分词器认得；add_special_tokens=False：不要再自动加一遍。
-    ids = torch.tensor([tokenizer.encode(template.format(args.ask), add_special_tokens=False).ids])  # (1, t)
-    out = generate(model, ids, args.tokens, model.cfg["context_length"], eos_id=tokenizer.token_to_id(stop))
-    print(f"问　{args.ask}\n答　{tokenizer.decode(out[0, ids.shape[1] :].tolist())}")
 
 
 @torch.no_grad()
@@ -833,6 +592,9 @@ def draw(multiples, grown, peaks, differences, quick, path):
     training.set(yscale="log", xlabel="学习率", ylabel="训练完，最大的注意力分数", title="小模型真的训练（一个点一个种子，线是中位数）", xlim=(-0.5, len(RATES) - 0.5))
     draw_differences(loss, {f"学习率 {rate:g}": values for rate, values in differences.items()}, quick)
     loss.set(xlabel="有 QK-norm 减没有：最低的验证损失", title="同一个种子配对相减" + ("（训练太短）" if quick else ""))
+    ticks = [each for each in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if training.get_ylim()[0] <= each <= training.get_ylim()[1]]
+    training.set_yticks(ticks, ticks)
+    training.minorticks_off()
     scores.legend()
     training.legend()
     path.parent.mkdir(exist_ok=True)
@@ -841,27 +603,16 @@ def draw(multiples, grown, peaks, differences, quick, path):
 
 
 def main():
-    """先放大权重，再真的训练，最后数参数；给了 --weights 就只装权重、回答一句。"""
+    """先放大权重，再真的训练，最后数参数。"""
     parser = argparse.ArgumentParser(description="实验　Qwen3：QK-norm、head_dim、专家")
-    parser.add_argument("--weights", type=Path, help="从 hub 下载好的 Qwen3 的文件夹（config.json、safetensors、tokenizer.json）")
-    parser.add_argument("--ask", default="中国的首都是哪里？", help="装好以后问它什么")
-    parser.add_argument("--tokens", type=int, default=60, help="最多回答几个词元（默认：60）")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="权重用什么存；bfloat16 省一半内存（默认：float32）")
     parser.add_argument("--steps", type=int, default=250, help="小模型训练几步（默认：250）")
     parser.add_argument("--seeds", type=int, default=8, help="每种训练几个种子，5 到 10（默认：8）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子；各个种子是它乘 1000 再加 0、1、2……（默认：123）")
     parser.add_argument("--quick", action="store_true", help="两个种子，各训练 4 步：看流程，不下结论")
     args = parser.parse_args()
-    for name, low, high in [("tokens", 1, 4096), ("steps", 1, 100000), ("seeds", 5, 10), ("seed", 0, 2**50)]:
+    for name, low, high in [("steps", 1, 100000), ("seeds", 5, 10), ("seed", 0, 2**50)]:
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name} 应在 {low} 到 {high} 之间，不能是 {getattr(args, name)}")
-    if args.weights:
-        try:
-            # 聊天模板：谁说的话，用特殊词元包起来；一对空的 <think> 表示不要先想一大段。
-            return answer(load_qwen, "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", "<|im_end|>", args)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-
     multiples = [1, 2, 4, 8, 16, 32]
     grown = grow(multiples)
     print("【QK-norm】0.6B 的一层注意力，W_query 和 W_key 一起放大")

@@ -1,4 +1,4 @@
-"""exp_gpt_to_llama、exp_llama_weights：与 transformers、llms-from-scratch 的 Llama 相同；装不进的、装不下的，都用一句话拒绝。
+"""exp_gpt_to_llama、exp_llama_sizes、exp_llama_weights：与 transformers、llms-from-scratch 的 Llama 相同；装不进的、装不下的，都用一句话拒绝。
 
 运行：python -m pytest ch05/tests/test_models_llama.py
 不联网：模型都是当场造的极小的一个，由 transformers 存成文件，再由我们读。
@@ -6,6 +6,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -119,10 +120,41 @@ def test_steps_run(steps, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(steps, "OUTPUTS", tmp_path)
     command(steps, monkeypatch, "--quick")
     out = capsys.readouterr().out
-    assert "✗" not in out and out.count("✓") == 13, out
-    for number in ["163,009,536", "6,738,415,616", "8,030,261,248", "1,498,482,688", "1,235,814,400", "59.84", "29.92", "11.23", "5.61"]:
+    assert "✗" not in out and out.count("✓") == 9, out
+    for number in ["163,009,536", "6,738,415,616", "-805,306,368", "512 KB", "128 KB"]:
         assert number in out.split("这个数字对吗")[0]
     assert (tmp_path / "gpt_to_llama.png").is_file()
+
+
+def test_last_step_is_llama(steps):
+    """换完五样，名字、形状、logits 与 LlamaModel 的都相同；没有换完的，都不同。"""
+    torch.manual_seed(1)
+    llama, ids = steps.LlamaModel(steps.TINY).eval(), torch.arange(20)[None]
+    for step in range(6):
+        torch.manual_seed(1)
+        model = steps.MixedModel(steps.TINY, step).eval()
+        same = [(name, p.shape) for name, p in model.named_parameters()] == [(name, p.shape) for name, p in llama.named_parameters()]
+        with torch.no_grad():
+            assert (same and torch.equal(model(ids), llama(ids))) == (step == 5), step
+
+
+def test_sizes_run(monkeypatch, capsys, tmp_path):
+    """缓存追上权重的地方：用公布的个数另算一遍；句子多 8 倍，就早 8 倍。"""
+    sizes = load("exp_llama_sizes")
+    monkeypatch.setattr(sizes, "OUTPUTS", tmp_path)
+    met = {}
+    for batch in (1, 8):
+        command(sizes, monkeypatch, "--batch", batch)
+        out = capsys.readouterr().out
+        assert "✗" not in out and out.count("✓") == 6, out
+        table = out.split("这个数字对吗")[0]
+        for number in ["6,738,415,616", "8,030,261,248", "1,498,482,688", "1,235,814,400", "59.84", "29.92", "11.23", "5.61", "+1,308,622,848"]:
+            assert number in table
+        met[batch] = [int(number.replace(",", "")) for number in re.findall(r"^ +([\d,]+)　Llama.*上下文是", table, re.MULTILINE)]
+    count, one = [6_738_415_616, 8_030_261_248, 8_030_261_248, 1_235_814_400], [2 * 32 * 32 * 128, 2 * 32 * 8 * 128, 2 * 32 * 8 * 128, 2 * 16 * 8 * 64]
+    assert met == {batch: [round(weights / (batch * numbers)) for weights, numbers in zip(count, one)] for batch in (1, 8)}
+    assert (tmp_path / "llama_sizes.png").is_file()
+    assert "--batch 应在 1 到 10000 之间" in says(sizes, monkeypatch, capsys, "--batch", 0)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +221,8 @@ def test_memory_is_said_and_refused(hub, monkeypatch, capsys, tmp_path):
     [
         ({"model_type": "qwen3"}, "model_type 是 qwen3"),
         ({"attention_bias": True}, "带偏置"),
+        ({"mlp_bias": True}, "带偏置"),
+        ({"hidden_act": "gelu"}, "激活函数是 gelu"),
         ({"head_dim": 20}, "每个头的维度是 20"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "RoPE 是 yarn"),
         ({"num_hidden_layers": 3}, "没有 model.layers.2."),
@@ -210,6 +244,43 @@ def test_other_models_are_refused(hub, monkeypatch, capsys, tmp_path, change, se
     else:
         path.write_text(change, encoding="utf-8")
     assert sentence in says(hub, monkeypatch, capsys, "--weights", tmp_path, "--ids", 1)
+
+
+PREFIXES = {
+    "编译过的": lambda name: "_orig_mod." + name,
+    "多卡的": lambda name: "module." + name,
+    "先套 DDP 再编译": lambda name: "_orig_mod.module." + name,
+    "只编译各层": lambda name: re.sub(r"(layers\.\d+\.)", r"\1_orig_mod.", name),
+}
+
+
+@pytest.mark.parametrize("kind", PREFIXES)
+def test_prefixes_are_stripped_and_said(hub, tmp_path, capsys, kind):
+    """编译过的、多卡训练的，名字里多一截：去掉，说一声；装的与没有多的相同。没有输出层，就共用，也说一声。"""
+    from safetensors.torch import load_file, save_file
+
+    expected, file = theirs(**SHAPES[1]), tmp_path / "model.safetensors"
+    expected.save_pretrained(tmp_path)
+    save_file({PREFIXES[kind](name): tensor for name, tensor in load_file(file).items()}, file)
+    ours, ids = hub.load_llama(tmp_path, torch.float32), torch.arange(30)[None]
+    out = capsys.readouterr().out
+    assert "去掉了" in out and all((word in out) == (word in PREFIXES[kind]("model.layers.0.x")) for word in ("_orig_mod.", "module."))
+    assert "没有 lm_head.weight：输出层与词嵌入共用一份权重" in out and ours.out_head.weight is ours.tok_emb.weight
+    with torch.no_grad():
+        assert (ours(ids) - expected(ids).logits).abs().max() < 1e-4
+
+
+def test_two_tensors_of_one_name_are_refused(hub, monkeypatch, capsys, tmp_path):
+    """去掉前缀以后同名：不知道该用哪一个；没有前缀的，一个字也不说。"""
+    from safetensors.torch import load_file, save_file
+
+    theirs(**SHAPES[0]).save_pretrained(tmp_path)
+    hub.load_llama(tmp_path, torch.float32)
+    assert "去掉了" not in capsys.readouterr().out
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"module.model.norm.weight": tensors["model.norm.weight"].clone()}, file)
+    assert "有两个 model.norm.weight" in says(hub, monkeypatch, capsys, "--weights", tmp_path, "--ids", 1)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

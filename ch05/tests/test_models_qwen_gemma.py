@@ -1,4 +1,4 @@
-"""exp_qwen3、exp_gemma3：与 transformers 的 Qwen3、Qwen3-MoE、Gemma 3 相同；装不进的、装不下的，都用一句话拒绝。
+"""exp_qwen3、exp_qwen3_weights、exp_gemma3：与 transformers 的 Qwen3、Qwen3-MoE、Gemma 3 相同；装不进的、装不下的，都用一句话拒绝。
 
 运行：python -m pytest ch05/tests/test_models_qwen_gemma.py
 不联网：模型都是当场造的极小的一个，由 transformers 存成文件，再由我们读。
@@ -34,8 +34,15 @@ def load(name):
 
 
 @pytest.fixture(scope="module")
-def qwen():
+def lesson():
+    """讲 QK-norm 的那一个。"""
     return load("exp_qwen3")
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    """装权重的那一个；模型是从 exp_qwen3 抄来的，一个字不差。"""
+    return load("exp_qwen3_weights")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +126,7 @@ def test_half_precision_equals_transformers(gemma, qwen):
     assert torch.equal(seen[0][0], table(torch.arange(256)))
 
 
-def test_old_configs(qwen, gemma, tmp_path):
+def test_old_configs(lesson, qwen, gemma, tmp_path):
     """hub 上的 config.json 是 transformers 5 以前的写法：没有 rope_parameters，1B 也没有 layer_types。"""
     old = {"model_type": "gemma3_text", "sliding_window_pattern": 6, "rope_theta": 1000000, "rope_local_base_freq": 10000, "rope_scaling": None, "sliding_window": 512, "query_pre_attn_scalar": 256, "hidden_activation": "gelu_pytorch_tanh"}
     old |= {"vocab_size": 262_144, "max_position_embeddings": 32_768, "hidden_size": 1152, "num_attention_heads": 4, "num_hidden_layers": 26, "intermediate_size": 6912, "head_dim": 256, "num_key_value_heads": 1, "rms_norm_eps": 1e-6}
@@ -128,10 +135,10 @@ def test_old_configs(qwen, gemma, tmp_path):
     old = {"model_type": "qwen3", "rope_theta": 1000000, "rope_scaling": None, "use_sliding_window": False, "attention_bias": False, "tie_word_embeddings": True}
     old |= {"vocab_size": 151_936, "max_position_embeddings": 40_960, "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 28, "intermediate_size": 3072, "head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-6}
     (tmp_path / "config.json").write_text(json.dumps(old), encoding="utf-8")
-    assert qwen.qwen_config(tmp_path) == qwen.QWEN_CONFIG_06_B
+    assert qwen.qwen_config(tmp_path) == lesson.QWEN_CONFIG_06_B
 
 
-def test_tied_file_with_a_head(qwen, tmp_path):
+def test_tied_file_with_a_head(qwen, tmp_path, capsys):
     """Qwen3-0.6B 的文件里，共用的输出层又存了一份：装得进，仍然只占一份。"""
     from safetensors.torch import load_file, save_file
 
@@ -142,38 +149,67 @@ def test_tied_file_with_a_head(qwen, tmp_path):
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
     ours = qwen.load_qwen(tmp_path, torch.float32)
     assert ours.out_head.weight is ours.tok_emb.weight
+    assert "又存了一份 lm_head.weight" in capsys.readouterr().out
 
 
-def test_equal_to_the_book(qwen):
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", ["Qwen3", "Gemma3"])
+def test_prefixes_are_stripped_and_said(qwen, gemma, tmp_path, capsys, kind, prefix):
+    """编译过的、多卡训练的，名字里多一截：去掉，说一声。没有输出层，就共用，也说一声。"""
+    from safetensors.torch import load_file, save_file
+
+    expected, file = theirs(kind), tmp_path / "model.safetensors"
+    expected.save_pretrained(tmp_path)
+    save_file({prefix + name: tensor for name, tensor in load_file(file).items()}, file)
+    ours, ids = (qwen.load_qwen if kind == "Qwen3" else gemma.load_gemma)(tmp_path, torch.float32), torch.arange(30)[None]
+    out = capsys.readouterr().out
+    assert "去掉了" in out and all((word in out) == (word in prefix) for word in ("_orig_mod.", "module."))
+    assert "输出层与词嵌入共用一份权重：文件里没有 lm_head.weight" in out and ours.out_head.weight is ours.tok_emb.weight
+    with torch.no_grad():
+        assert (ours(ids) - expected(ids).logits).abs().max() < 1e-4
+
+
+def test_equal_to_the_book(lesson):
     """同样的权重，与原书仓库的 Qwen3Model 相同（密集的）。"""
     from llms_from_scratch.qwen3 import Qwen3Model
 
-    cfg = qwen.QUICK_CONFIG | {"vocab_size": 60, "qk_norm": True}
-    ours, book = qwen.Qwen3Model(cfg), Qwen3Model(cfg | {"dtype": torch.float32})
+    cfg = lesson.QUICK_CONFIG | {"vocab_size": 60, "qk_norm": True}
+    ours, book = lesson.Qwen3Model(cfg), Qwen3Model(cfg | {"dtype": torch.float32})
     book.load_state_dict(ours.state_dict())
     ids = torch.randint(60, (2, 20), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), book(ids), atol=1e-5, rtol=1e-5)
 
 
-def test_norm_comes_before_rope(qwen):
+def test_norm_comes_before_rope(lesson):
     """q_norm 在旋转之前：scale 各不相同时，次序一反，同样的两个词元换个地方，分数就变了样。"""
-    att = qwen.GroupedQueryAttention(16, 2, 1, 8, qk_norm=True)
+    att = lesson.GroupedQueryAttention(16, 2, 1, 8, qk_norm=True)
     torch.nn.init.uniform_(att.q_norm.scale, 0.1, 2.0)
-    cos, sin = qwen.compute_rope_params(8, 100.0, 12)
+    cos, sin = lesson.compute_rope_params(8, 100.0, 12)
     queries, _ = att.queries_and_keys(torch.randn(1, 1, 16).expand(1, 12, 16), cos, sin)  # (1, 2, 12, 8)
     assert torch.allclose(queries.norm(dim=-1), queries.norm(dim=-1)[..., :1].expand(1, 2, 12), atol=1e-5)
 
 
-def test_scripts_run(qwen, gemma, monkeypatch, capsys, tmp_path):
-    for module in (qwen, gemma):
+def test_scripts_run(lesson, qwen, gemma, monkeypatch, capsys, tmp_path):
+    for module in (lesson, qwen, gemma):
         monkeypatch.setattr(module, "OUTPUTS", tmp_path)
         command(module, monkeypatch, "--quick")
     out = capsys.readouterr().out
-    assert "✗" not in out and out.count("✓") == 10 and "不下结论" in out, out
-    for number in ["596,049,920", "30,532,122,624", "268,098,176", "999,885,952", "832.0 MiB", "139.0 MiB"]:
+    assert "✗" not in out and out.count("✓") == 14 and "不下结论" in out, out
+    for number in ["596,049,920", "30,532,122,624", "268,098,176", "999,885,952", "832.0 MiB", "139.0 MiB", "只算 3.35B"]:
         assert number in out
-    assert (tmp_path / "qwen3.png").is_file() and (tmp_path / "gemma3.png").is_file()
+    assert all((tmp_path / f"{name}.png").is_file() for name in ("qwen3", "qwen3_weights", "gemma3"))
+
+
+def test_experts_of_all_layers_are_counted(lesson, qwen):
+    """用到多少参数：在一个小的 MoE 上，一个一个地数没有选中的专家。"""
+    cfg = lesson.QUICK_CONFIG | {"vocab_size": 30, "qk_norm": True, "tied": False, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
+    model, ids = lesson.Qwen3Model(cfg).eval(), torch.tensor([[3]])
+    model(ids)
+    idle = sum(p.numel() for block in model.trf_blocks for e in set(range(6)) - set(block.ff.last_choice[0].tolist()) for fc in (block.ff.fc1, block.ff.fc2, block.ff.fc3) for p in fc[e].parameters())
+    assert idle > 0 and lesson.count_parameters(model)["active"] == sum(p.numel() for p in model.parameters()) - idle
+    used = qwen.experts_used(repeats=3)
+    assert used[0] == 8 and used[-1] > 127 and used == sorted(used)
 
 
 @pytest.mark.parametrize(("name", "kind", "template"), [("qwen3", "Qwen3", "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"), ("gemma3", "Gemma3", "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n")])
@@ -223,9 +259,14 @@ def test_memory_is_said_and_refused(qwen, gemma, monkeypatch, capsys, tmp_path):
         ("Qwen3", {"tie_word_embeddings": False}, "没有 lm_head.weight"),
         ("Qwen3", {"hidden_size": None}, "缺 hidden_size"),
         ("Qwen3Moe", {"mlp_only_layers": [0]}, "有的层不用专家"),
+        ("Qwen3Moe", {"decoder_sparse_step": 2}, "有的层不用专家"),
         ("Qwen3Moe", {"num_local_experts": 7}, "没有 model.layers.0.mlp.experts.6."),
         ("Gemma3", {"model_type": "gemma3"}, "带图像的"),
         ("Gemma3", {"final_logit_softcapping": 30.0}, "有 softcapping"),
+        ("Gemma3", {"attn_logit_softcapping": 50.0}, "有 softcapping"),
+        ("Gemma3", {"attention_bias": True}, "带偏置"),
+        ("Gemma3", {"use_bidirectional_attention": True}, "注意力是双向的"),
+        ("Gemma3", {"tie_word_embeddings": False}, "输出层不与词嵌入共用"),
         ("Gemma3", {"hidden_activation": "silu"}, "激活函数是 silu"),
         ("Gemma3", {"rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}, "RoPE 拉长了上下文"),
         ("Gemma3", {"layer_types": ["full_attention"]}, "layer_types 有 1 项"),
@@ -248,6 +289,9 @@ def test_other_models_are_refused(qwen, gemma, monkeypatch, capsys, tmp_path, ki
         ("exp_gemma3", "everything.tril(-window)", "everything.tril(-window - 1)", "窗口的掩码与定义相同"),
         ("exp_gemma3", "(normed * (1.0 + self.scale.float()))", "(normed * self.scale.float())", "没训练过的归一化"),
         ("exp_gemma3", '"sliding_window": 16,', '"sliding_window": 64,', "每一种写错法"),
+        ("exp_qwen3_weights", "0.5 + torch.rand(tensor.shape)", "torch.ones(tensor.shape)", "其余的每一种"),
+        ("exp_qwen3_weights", '"num_experts_per_tok": 3,', '"num_experts_per_tok": 6,', "其余的每一种"),
+        ("exp_qwen3_weights", 'tensor.flip(0) if "mlp.gate." in name else tensor', "tensor", "专家没有次序"),
     ],
 )
 def test_broken_scripts_are_caught(monkeypatch, capsys, tmp_path, script, old, new, failed):
