@@ -316,7 +316,7 @@ class LlamaModel(nn.Module):
             cache.length += t  # 改：同上
         if last_only:  # 改：输出层有 2,800 万个数，提问里前面的位置用不着它
             x = x[:, -1:]  # 改：(b, 1, d)
-        return self.out_head(self.final_norm(x))  # (b, t, V)
+        return self.out_head(self.final_norm(x))  # (b, n, V)　n 是 t；last_only 时是 1
 
 
 # endregion
