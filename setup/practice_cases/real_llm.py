@@ -26,6 +26,8 @@ def tokenizer():
 
 def cache_values(ns):
     cache, result = ns.KVCache(CONFIG), {}
+    for each in (cache.keys, cache.values):
+        each.zero_()  # torch.empty 里是什么没有准：写错了层的，每次看到的都不同
     for step, t in enumerate((3, 1)):
         for layer in range(2):
             keys, values = cache.update(layer, inputs(1, 2, t, 3, seed=step * 10 + layer), inputs(1, 2, t, 3, seed=step * 10 + layer + 5))
@@ -149,7 +151,6 @@ COMPONENTS = [
             ("end = self.length + keys.shape[2]", "end = self.length + keys.shape[2]\n        self.length = end", "在每一层里都把 length 加上去了。第 0 层存完，第 1 层就写到后面去了：要等所有的层都存好，再加一次。"),
             ("self.keys[layer, :, :, :end], self.values[layer, :, :, :end]", "keys, values", "返回的只是新的。注意力要看的是从头到现在的全部。"),
             ("self.keys[layer, :, :, self.length : end], self.values[layer, :, :, self.length : end] = keys, values", "self.keys[0, :, :, self.length : end], self.values[0, :, :, self.length : end] = keys, values", "都写进了第 0 层。每一层的键和值各不相同，要各存各的。"),
-            ("cfg[\"n_kv_groups\"], max_length", "cfg[\"n_heads\"], max_length", "按头数留了地方。GQA 只有 g 份键和值，多留的白占内存，形状也对不上。"),
         ],
     ),
     dict(
