@@ -19,6 +19,7 @@
 
 import argparse
 import copy
+import math
 import statistics
 import time
 from pathlib import Path
@@ -149,7 +150,7 @@ class Int8Linear:
 # endregion
 
 
-# region 沿用 ch04/experiments/exp_kv_cache.py: in_turn, compare
+# region 沿用 ch04/experiments/exp_kv_cache.py: in_turn
 def in_turn(jobs, rounds, title="轮流量"):
     """几件事轮流做，每轮换一个先后：别的程序抢 CPU 时大家一起慢，相除就抵消了。（详解见 ch04/experiments/exp_kv_cache.py）"""
     names, seconds = list(jobs), {name: [] for name in jobs}
@@ -162,11 +163,17 @@ def in_turn(jobs, rounds, title="轮流量"):
     return seconds
 
 
-def compare(before, after):
-    """后一个比前一个快几倍，看不看得清：同一轮的两次相除，一半的比值都在 1 的同一边，才算看得清。（详解见 ch04/experiments/exp_kv_cache.py）"""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(before, after)], n=4)
-    clear = not low <= 1 <= high and abs(middle - 1) > 0.03
-    return middle, ("更快" if middle > 1 else "更慢") if clear else "分不出"
+# endregion
+
+
+# region 沿用 ch04/experiments/exp_seed_noise.py: paired_interval
+def paired_interval(differences):
+    """几个种子的差，平均是多少，真正的平均差有 99% 的把握落在哪里。（详解见 ch04/experiments/exp_seed_noise.py）"""
+    t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
+    n = len(differences)
+    if n not in t99:
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+    return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 
 # endregion
@@ -602,10 +609,12 @@ def measure(model, tokenizer, drafts, gammas, max_new_tokens, rounds):
     seconds = in_turn(jobs, rounds)
     for task, name, gamma in (key for key in jobs if key[2]):
         (tokens, calls, accepted, rejected), usual = results[task, name, gamma], seconds[task, "平常", 0]
-        speed, word = compare(usual, seconds[task, name, gamma])
         alpha, per_call, ratios = accepted / max(accepted + rejected, 1), 1 + accepted / calls, [a / b for a, b in zip(usual, seconds[task, name, gamma])]
+        # 同一轮的相除，取对数，99% 区间跨过 0 就是分不出：只看四分位，量 5 轮时两个一样的也常常会分出快慢。
+        mean, half = paired_interval([math.log(ratio) for ratio in ratios]) if rounds >= 5 else (0.0, 0.0)
+        word = "分不出" if abs(mean) <= half else "更快" if mean > 0 else "更慢"
         rows.append(dict(task=task, draft=name, gamma=gamma, alpha=alpha, per_call=per_call, same=tokens == results[task, "平常", 0][0], ratios=ratios, word=word))
-        print(f"  {task}　{name}　γ = {gamma}：收下 {alpha:.0%}　一次写 {per_call:.2f} 个（公式 {expected_tokens(alpha, gamma):.2f}）　{speed:.2f} 倍{'　' + word if rounds >= 5 else ''}")
+        print(f"  {task}　{name}　γ = {gamma}：收下 {alpha:.0%}　一次写 {per_call:.2f} 个（公式 {expected_tokens(alpha, gamma):.2f}）　{statistics.median(ratios):.2f} 倍{'　' + word if rounds >= 5 else ''}")
     return rows
 
 
