@@ -151,6 +151,7 @@ COMPONENTS = [
             ("end = self.length + keys.shape[2]", "end = self.length + keys.shape[2]\n        self.length = end", "在每一层里都把 length 加上去了。第 0 层存完，第 1 层就写到后面去了：要等所有的层都存好，再加一次。"),
             ("self.keys[layer, :, :, :end], self.values[layer, :, :, :end]", "keys, values", "返回的只是新的。注意力要看的是从头到现在的全部。"),
             ("self.keys[layer, :, :, self.length : end], self.values[layer, :, :, self.length : end] = keys, values", "self.keys[0, :, :, self.length : end], self.values[0, :, :, self.length : end] = keys, values", "都写进了第 0 层。每一层的键和值各不相同，要各存各的。"),
+            ("cfg[\"n_kv_groups\"], max_length", "cfg[\"n_heads\"], max_length", "按头数留了地方。GQA 只有 g 份键和值，多留的白占内存，形状也对不上。"),
         ],
     ),
     dict(
@@ -202,6 +203,8 @@ COMPONENTS = [
         mutants=[
             ("yield decoder.decode(tokenizer.decode_single_token_bytes(token))", "yield tokenizer.decode([token])", "一个词元一个词元地解码。字节没有到齐就印，一个汉字成了三个 �。"),
             ("    yield decoder.decode(b\"\", final=True)", "    yield \"\"", "最后剩下的没有交出来。写到一半停下时，少了一个 �，读的人不知道断了。"),
+            ("(\"replace\")", "(\"ignore\")", "不成字的扔掉了。写到一半停下时，少了一个 �，读的人不知道断了。"),
+            ("    for token in tokens:\n", "    for token in tokens:\n        decoder = codecs.getincrementaldecoder(\"utf-8\")(\"replace\")\n", "每个词元换了一个新的解码器。前一个词元留下的半个字就丢了，两半都接不上。"),
         ],
     ),
 ]  # fmt: skip
