@@ -376,6 +376,15 @@ def test_linears(kind, dtype, limit):
     assert linear.nbytes == {"Int8Linear": 70 * 64, "Int8DynamicLinear": 70 * 64, "Int4Linear": 128 * 64 // 2 + 2 * 128 * 2 * 2}.get(kind, 70 * 64 * dtype.itemsize)
 
 
+def missing_kernels():
+    """这台机器跑不了的几种：oneDNN 的 fp16 内核要 CPU 有 avx512_fp16 或 avx_ne_convert，不少 AMD 和早些的 Intel 没有。"""
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.ones(64, 64, dtype=torch.float16), 1)
+        return set()
+    except RuntimeError:
+        return {"fp16"}
+
+
 def test_low_bit_decoder(decoding):
     """换过线性层的解码器：fp32 的两种与原来的 logits 相同，位数越少误差越大；原来的模型没有动。"""
     _, model, theirs, _ = decoding
@@ -385,6 +394,8 @@ def test_low_bit_decoder(decoding):
     with torch.inference_mode():
         expected = theirs(ids)[0]
         for name, (parent, *plan) in module.PLANS.items():
+            if name in missing_kernels():
+                continue
             assert parent is None or sum(a != b for a, b in zip(plan, module.PLANS[parent][1:])) <= 2
             decoder = module.LowBitDecoder(model, fused, *plan, capacity=24)
             for cache in decoder.caches:
@@ -411,10 +422,12 @@ def test_low_bit_script(call, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "GPT_CONFIG_124M", module.QUICK_CONFIG)
     result = call("exp_fast_decode_lowbit", "--quick")
     check_output(result, tmp_path)
-    assert "跳过" not in result[1] and len(re.findall(r" +[\d.]+ 倍　　 *[\d.]+ 倍 +[\d.]+%　", result[1])) == 7
+    rows = 7 - len(missing_kernels())  # 八种里第一种是起点，没有倍数
+    assert set(re.findall("跳过「(.*?)」", result[1])) == missing_kernels()
+    assert len(re.findall(r" +[\d.]+ 倍　　 *[\d.]+ 倍 +[\d.]+%　", result[1])) == rows
     assert not re.search("更快|更慢|分不出", result[1]) and "说不出 4 位伤不伤语言" in result[1]
     out = call("exp_fast_decode_lowbit", "--new-tokens", 8)[1]
-    assert len(re.findall("要读的少 [\\d.]+ 倍，速度是 [\\d.]+ 倍，(更快|更慢|分不出)。", out)) == 7 and "最快的是" in out
+    assert len(re.findall("要读的少 [\\d.]+ 倍，速度是 [\\d.]+ 倍，(更快|更慢|分不出)。", out)) == rows and "最快的是" in out
 
 
 # ---- exp_flops_and_params ----

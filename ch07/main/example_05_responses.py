@@ -360,8 +360,10 @@ for entry in tqdm(test_data, desc="回答", ncols=80):
     entry["model_response"] = generate_response(model, tokenizer, entry, DEVICE, MAX_NEW_TOKENS)
 
 responses = OUTPUTS / "instruction-data-with-response.json"
-with open(responses, "w", encoding="utf-8") as file:
+part = responses.with_suffix(".part")  # 先写在旁边，写完才改名：中途停下，也不会留下半个文件
+with open(part, "w", encoding="utf-8") as file:
     json.dump(test_data, file, indent=4, ensure_ascii=False)  # indent=4：人也要看
+part.replace(responses)
 print(f"\n回答写到 {responses}，第一条是\n{test_data[0]}")
 # 书上到这里才存模型，文件叫 gpt2-medium355M-sft.pth；我们在训练完就存了，免得中途停下白练一场。
 

@@ -664,7 +664,9 @@ def answer(model, tokenizer, test_data, device, max_new_tokens, path):
     model.eval()
     for entry in tqdm(test_data, desc="回答", ncols=80):
         entry["model_response"] = generate_response(model, tokenizer, entry, device, max_new_tokens)
-    path.write_text(json.dumps(test_data, indent=4, ensure_ascii=False), encoding="utf-8")
+    part = path.with_suffix(".part")  # 先写在旁边，写完才改名：中途停下，也不会留下半个文件
+    part.write_text(json.dumps(test_data, indent=4, ensure_ascii=False), encoding="utf-8")
+    part.replace(path)
     for entry in test_data[:3]:
         question = entry["instruction"] + (f"　[{entry['input']}]" if entry["input"] else "")
         print(f"\n指令　　　{question}\n参考答案　{entry['output']}\n模型回答　{entry['model_response']}")
