@@ -415,7 +415,7 @@ def paired_interval(differences):
     t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
     n = len(differences)
     if n not in t99:
-        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：更少，区间宽得没有用；更多，t99 里要添一项")
     return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 
@@ -643,7 +643,8 @@ def main():
 
     gated = {"先擦再写": (True, 1.0), "直接加": (False, 1.0), "直接加，带门": (False, 0.95)}
     changed = {name: [overwriting(count, rule, args.seed) for count in times] for name, rule in gated.items()}
-    print(f"\n② 16 个键，前 8 个改写几遍；带门的每写一次，整块留 {gated['直接加，带门'][1]}" + "　　".join(f"{count:11}" for count in times))
+    print(f"\n② 16 个键，前 8 个改写几遍；带门的每写一次，整块留 {gated['直接加，带门'][1]}")
+    print("改写几遍　　　　　　　　　　　 " + "　　".join(f"{count:11}" for count in times))
     for name, pairs in changed.items():
         print(f"{name.ljust(7, '　')}改过的 / 没改的　" + "　　".join(f"{new:5.0%} /{kept:4.0%}" for new, kept in pairs))
     gate = {}
@@ -666,7 +667,7 @@ def main():
         boards = sum(isinstance(block.att, GatedDeltaNet) for block in model.trf_blocks)
         formulas[name] = kv_bytes_total_mha(1, 64, 64, 4 - boards, 4, 4) + kv_bytes_total_deltanet_no_conv(1, 64, boards, 4, 4)
         same &= cache_error(model, ids) < 1e-3
-        print(f"{name.ljust(14, '　')}" + "　".join(f"{sizes[name][i]:8,}" for i in (0, 7, 63)))
+        print(name + " " * (28 - len(name.encode("gbk"))) + "　".join(f"{sizes[name][i]:8,}" for i in (0, 7, 63)))  # GBK 里汉字正好占两个字节，与终端里的宽度一样
     mha, board = kv_bytes_total_mha(1, 131072, 2048, 48, 2, 16), kv_bytes_total_deltanet_no_conv(1, 2048, 48, 2, 16)
     print("放大到书中的配置（48 层，d = 2048，16 个头，131072 个词元，bfloat16）：", end="")
     print(f"注意力 {mha / 1e9:.2f} GB，全是 DeltaNet {board / 1e9:.3f} GB，{args.stride} : 1 是 {(mha + args.stride * board) / (args.stride + 1) / 1e9:.2f} GB")

@@ -377,7 +377,7 @@ def paired_interval(differences):
     t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
     n = len(differences)
     if n not in t99:
-        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：更少，区间宽得没有用；更多，t99 里要添一项")
     return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 
@@ -562,7 +562,7 @@ def main():
     """同一个小模型，只改键和值的份数，比缓存、速度和损失；再把训练好的多头模型并成几份，接着练。"""
     parser = argparse.ArgumentParser(description="实验　分组查询注意力：省多少缓存，亏多少损失")
     parser.add_argument("--groups", type=int, nargs="+", default=[2, 1], help="键和值的份数，可以给几个，每个都要整除 8（默认：2 1）")
-    parser.add_argument("--steps", type=int, default=600, help="每个模型训练几步（默认：600）")
+    parser.add_argument("--steps", type=int, default=400, help="每个模型训练几步（默认：400）")
     parser.add_argument("--seeds", type=int, default=8, help="用几个种子，5 到 10（默认：8）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子；几个种子是它乘 1000 再加 0、1、2……（默认：123）")
     parser.add_argument("--quick", action="store_true", help="两个种子，每次只训练 5 步：看流程，不下结论")

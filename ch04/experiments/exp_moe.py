@@ -359,7 +359,7 @@ def paired_interval(differences):
     t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
     n = len(differences)
     if n not in t99:
-        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：更少，区间宽得没有用；更多，t99 里要添一项")
     return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 
@@ -537,7 +537,7 @@ def main():
     parser.add_argument("--experts", type=int, default=8, help="专家总数（默认：8）")
     parser.add_argument("--top-k", type=int, default=2, help="每个词元用几个专家，不能超过总数（默认：2）")
     parser.add_argument("--balance", type=float, default=0.01, help="均衡损失的权重（默认：0.01，与 Switch Transformer 相同）")
-    parser.add_argument("--steps", type=int, default=500, help="每次训练几步（默认：500）")
+    parser.add_argument("--steps", type=int, default=300, help="每次训练几步（默认：300）")
     parser.add_argument("--seeds", type=int, default=8, help="每种训练几个种子，5 到 10（默认：8）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子；各个种子是它乘 1000 再加 0、1、2……（默认：123）")
     parser.add_argument("--quick", action="store_true", help="两个种子，各训练 5 步：看流程，不下结论")
@@ -569,7 +569,7 @@ def main():
     for name, layer in layers.items():
         count = sum(p.numel() for p in layer.parameters())
         low, middle, high = [1000 * each for each in quartiles(times[name])]
-        print(f"{name.ljust(8, '　')}{count:10,}{estimate['active'] if name == 'MoE' else count:12,}{middle:12.2f}（{low:.2f} 到 {high:.2f}）")
+        print(name + " " * (16 - len(name.encode("gbk"))) + f"{count:10,}{estimate['active'] if name == 'MoE' else count:12,}{middle:12.2f}（{low:.2f} 到 {high:.2f}）")
     print(f"MoE 的用时是「{SMALL}」的 {compare(times['MoE'], times[SMALL])}：挑词元、分 {experts} 次算小矩阵、放回去，都要时间。")
 
     scores = {name: [milestones(curve) for curve in several] for name, several in curves.items()}
@@ -581,7 +581,7 @@ def main():
     for which, title in enumerate(["走到四分之一时", "最低的　　　　"]):
         differences[title] = {name: [a[which] - b[which] for a, b in zip(scores[name], scores[SMALL])] for name in (LARGE, MOE)}
         for name, each in differences[title].items():
-            print(f"  {title}　{name.ljust(8, '　')}　{told(each, short)}")
+            print(f"  {title}　{name}{' ' * (18 - len(name.encode('gbk')))}{told(each, short)}")  # GBK 里汉字占两个字节，与终端里的宽度一样
 
     book = estimate_params_and_hidden(7168, 14336, 8, 2, match_dense=True)
     print("\n书中的配置（d = 7168，中间 14336 维，8 个专家用 2 个，总参数与密集的相当，bfloat16）：")

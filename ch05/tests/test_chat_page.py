@@ -190,6 +190,24 @@ def test_stop_and_long_text(ns, talker):
     assert "只看最后 32 个词元" in list(ns.reply(talker, window, [user("word " * 80)], (5, *GREEDY)))[-1]["status"]
 
 
+def test_stop_right_after_accept(ns, talker):
+    """收下了、还没有开始写，就按停：一个词元也不写；再收下一句，才不算数。正在写的时候不收，停还是停。"""
+    window = ns.Window(talker)
+    assert window.accept()
+    window.stop = True
+    *_, last = ns.reply(talker, window, [user("One")], (12, *GREEDY))
+    assert last["status"].startswith("0 个词元") and "停了" in last["status"] and json.loads(last["saved"])[-1]["pieces"] == []
+    assert window.accept()
+    writing = ns.reply(talker, window, [user("Two")], (12, *GREEDY))
+    next(writing)
+    window.stop = True
+    assert not window.accept() and window.stop
+    for changes in writing:
+        if "saved" in changes:
+            assert window.accept()  # 浏览器看到写完的时候，锁已经放开了
+    assert len(ask(ns, talker, window, [user("Three")])) == 2 and not window.lock.locked()
+
+
 def test_formats(ns, reference, talker, tmp_path):
     """文件名带 sft 的用第 7 章的格式；SmolLM2 的对话放不下时，从最早的一问一答丢起，第一句总是系统的话。"""
     torch.save({"config": TINY, "model": reference.state_dict()}, tmp_path / "a-sft.pth")
@@ -338,6 +356,36 @@ def test_page(ns, talker, site, width):
     window.get_by_role("button", name="重答").click()
     window.wait_for_function("document.querySelector('#status').innerText.includes('还没有问过')")
     assert window.locator(".turn").count() == 0
+    context.close()
+
+
+@pytest.mark.parametrize("button,calls", [("发送", 1), ("重答", 2)])
+def test_stop_before_it_starts(ns, site, monkeypatch, button, calls):
+    """服务器收下了、还没有开始写，就按停：停不会丢。"""
+    context = site.browser.new_context()
+    window = site.open(context)
+    if button == "重答":
+        say(window, "Every effort moves")
+        answer(window)
+    read, asked, go_on = ns.read_saved, [], threading.Event()
+
+    def slow(text):
+        asked.append(text)
+        if len(asked) == calls:
+            go_on.wait(30)
+        return read(text)
+
+    monkeypatch.setattr(ns, "read_saved", slow)  # 停在收下之后、开始写之前
+    if button == "发送":
+        window.fill("#box textarea", "Every effort moves")
+    window.get_by_role("button", name=button).click()
+    while len(asked) < calls:
+        window.wait_for_timeout(50)
+    window.get_by_role("button", name="停").click()
+    window.wait_for_timeout(1000)
+    go_on.set()
+    window.wait_for_function("document.querySelector('#status').innerText.includes('停了')")
+    assert window.locator("#status").text_content().strip().startswith("0 个词元") and window.locator(".turn").count() == 2 and window.locator(".piece").count() == 0
     context.close()
 
 

@@ -259,7 +259,7 @@ def test_real_model_greedy():
     """SmolLM2：从原文里抄、前几层当草稿，都与平常的贪心一字不差。"""
     ns = load("speculative_decoding")
     model, tokenizer = ns.load_smollm2()
-    ids = ns.encode_chat(tokenizer, [{"role": "user", "content": ns.TASKS["照着改写"]}])
+    ids = ns.encode_chat(tokenizer, [{"role": "user", "content": ns.TASKS["原样抄一遍"]}])
     plain = ns.speculative_generate(model, ids, None, 0, 16)[0]
     tokens, calls, accepted, _ = ns.speculative_generate(model, ids, ns.PromptLookup(), 4, 16)
     assert tokens == plain and calls + accepted >= 16 and accepted >= 4
