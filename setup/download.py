@@ -21,6 +21,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 import zipfile
@@ -28,7 +29,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import Request, getproxies, proxy_bypass, urlopen
 
 from tqdm import tqdm
 
@@ -131,7 +133,7 @@ class Broken(Exception):
 
 
 class WrongContent(Exception):
-    """这个镜像给的不是我们要的文件：再试也没用，换下一个。"""
+    """这个镜像给的不是我们要的文件，或去它那里要走的代理连不上：再试也没用，换下一个。"""
 
 
 def size_of(path):
@@ -217,6 +219,36 @@ def lock(path):
             time.sleep(0.2)
 
 
+def find_dead_proxy(url):
+    """连不上一个网址，是不是因为代理连不上？代理软件关了，环境变量还在，是最常见的一种。
+
+    参数:
+        url (str): 要下载的网址
+
+    返回:
+        str: 哪里设的、哪个代理连不上；空字符串表示不走代理，或代理连得上
+    """
+    target = urlsplit(url)
+    proxy = getproxies().get(target.scheme)
+    if not proxy or proxy_bypass(target.netloc.rpartition("@")[2]):  # no_proxy 里可以写端口
+        return ""
+    # 大小写两种都设了，urllib 用小写的；环境变量里没有，就是 macOS 和 Windows 的系统设置。
+    name = next((name for name in sorted(os.environ, reverse=True) if name.lower() == f"{target.scheme}_proxy" and os.environ[name]), "")
+    where = f"环境变量 {name}" if name else "系统设置"
+    try:
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")  # 不印整个网址：里面也许有密码
+        place = address.hostname, address.port or (443 if address.scheme == "https" else 80)
+    except ValueError:
+        place = None, None
+    if not place[0]:  # 主机是空的，socket 会连到本机
+        return f"{where} 设的代理写错了，应像 http://127.0.0.1:7890"
+    try:
+        socket.create_connection(place, timeout=min(TIMEOUT, 5)).close()
+    except (OSError, ValueError):
+        return f"{where} 设的代理 {place[0]}:{place[1]} 连不上"
+    return ""
+
+
 def fetch(url, size, part):
     """向一个网址要一次，从 .part 已有的地方接着写；写完整了才会正常返回。
 
@@ -227,7 +259,7 @@ def fetch(url, size, part):
 
     异常:
         Broken: 断了，可以再试
-        WrongContent: 它给的不是这个文件
+        WrongContent: 它给的不是这个文件，或代理连不上
         OSError: 本机写不下了
     """
     done = size_of(part)
@@ -247,6 +279,8 @@ def fetch(url, size, part):
             raise Broken(f"服务器忙（HTTP {error.code}）") from None
         raise WrongContent(f"没有或不让下载（HTTP {error.code}）") from None
     except (OSError, HTTPException, ValueError) as error:
+        if dead := find_dead_proxy(url):
+            raise WrongContent(dead) from None
         reason = "".join(filter(str.isprintable, str(getattr(error, "reason", error))))[:100]  # 对方乱说一气，也只占一行
         raise Broken(f"连不上（{reason}）") from None
 
@@ -434,7 +468,8 @@ def main():
         failures += missing.values()
     elif missing:
         failures += [f"{'、'.join(files)} 没有下载成功（{problem}）" for problem, files in together(missing).items()]
-        failures.append("换个网络或 --mirror 再运行一次会接着下；要走代理就设环境变量 HTTPS_PROXY；同学有就用 --base-url 去拿；或用浏览器下载上面的网址，再用 --from-file 放好")
+        other = "换个网络或 --mirror 再运行一次会接着下；要走代理就设环境变量 HTTPS_PROXY；同学有就用 --base-url 去拿；或用浏览器下载上面的网址，再用 --from-file 放好"
+        failures.append("打开代理软件，或去掉这个设置，再运行一次" if " 设的代理" in str(failures) else other)
     if "CERTIFICATE_VERIFY_FAILED" in str(failures):
         failures.append("证书通不过，macOS 请先运行 Python 文件夹里的 Install Certificates.command")
     if failures:

@@ -470,7 +470,15 @@ def write_many(model, ids, settings, copies, max_new_tokens):
 
 
 def until_end(tokens, tokenizer):
-    """写到 <|im_end|> 为止：为了一样长，写的时候没有停，后面的是另一段话。"""
+    """写到 <|im_end|> 为止：为了一样长，写的时候没有停，后面的是另一段话。
+
+    参数:
+        tokens (list[int]): 写出来的词元
+        tokenizer (tiktoken.Encoding): 分词器
+
+    返回:
+        list[int]: 结束词元之前的
+    """
     end = tokenizer.encode_single_token("<|im_end|>")
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
@@ -500,6 +508,9 @@ def survivors(model, tokenizer, prompt, rows):
 
     返回:
         dict: prompt、logits (1, V)、ids (1, t)、after (f, V)、order（从大到小的编号）；每种过滤一项：kept 留下几个、mass 占原来多少概率、junk 其中几个不到 1%
+
+    异常:
+        ValueError: 句子是空的
     """
     if not prompt:
         raise ValueError("句子不能是空的：没有词元，就没有下一个")

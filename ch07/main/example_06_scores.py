@@ -4,6 +4,7 @@
     1. 一字不差才算对，什么样的题可以这样判？什么样的题会冤枉？
     2. 请模型当裁判，要给它看哪三样东西？少了哪一样都会怎样？
     3. Ollama 的回答为什么是一行一行的 JSON？
+    4. 裁判没有只回一个整数，什么时候取得出分数，什么时候不该猜？
 
 运行：
     python ch07/main/example_06_scores.py        # 先运行 example_05_responses.py
@@ -13,6 +14,7 @@
 
 import json
 import os
+import re
 import sys
 import threading
 import urllib.request
@@ -199,7 +201,38 @@ prompt = (
 print(f"\n给裁判的问题：\n{prompt}\n裁判的回答：{query_model(prompt, MODEL, URL)}")
 
 
-# %% ⑥ 给每一条打分，求平均
+# %% ⑥ 裁判的话里，哪个数是分数？
+def parse_score(reply):
+    """从裁判的话里取出分数；只有一个数可能是分数才取，不猜。
+
+    参数:
+        reply (str): 裁判的回答
+
+    返回:
+        float 或 None: 0 到 100 的分数；看不出来就是 None
+
+    示例:
+        >>> parse_score("**85**/100"), parse_score("between 80 and 90")
+        (85.0, None)
+    """
+    # ① 会推理的模型先写一段草稿，里面的数不算；*、_ 和 ` 只是排版。
+    text = re.sub(r"[*_`]", "", reply.rpartition("</think>")[2])
+    # ② 满分不是分数：85/100、85 out of 100、满分 100、from 0 to 100。分母是别的（out of 90），就会剩下两个数，不猜。
+    text = re.sub(r"(?i)(?:/|\bout of|满分|\b0 ?(?:-|–|to|到)) ?100(?:\.0+)?(?!\.?\d)", "分", text)
+    # ③ 只看说到分数的行、以一个数开头的行、没有别的字的行："It lists 3 animals." 里的 3 不是分数。
+    says = r"(?i)\b(?:scor|rat(?:e|ing)|grad(?:e|ing)|give\b|assign|award|deserve)|得分|评分|打分|分数|\d ?(?:分|points?\b)"
+    lines = [line for line in text.splitlines() if re.search(says + r"|^\W*\d[\d.]* ?[^\w\s.]|^[\W\d]*$", line)]
+    # ④ 数的前面有负号、"at least" 之类，就不是一个确定的分数；连着它取出来，开头便不是数字。
+    numbers = set(re.findall(r"(?:[-−–<>≤≥.负]|than |least |most |至少|不到)?\d+(?:\.\d+)?", " ".join(lines)))
+    score = numbers.pop() if len(numbers) == 1 and "<think>" not in text else "-"  # 草稿没有写完，后面就没有分数
+    return float(score) if score[0].isdigit() and float(score) <= 100 else None
+
+
+for reply in ["85", "<think>maybe 70</think>**85**/100", "Score: 92.5", "得分：85 分", "between 80 and 90", "I would give 85 out of 90."]:
+    print(f"　{reply}　→　{parse_score(reply)}")
+
+
+# %% ⑦ 给每一条打分，求平均
 def generate_model_scores(json_data, json_key, model="llama3"):
     """请裁判给每一条回答打 0–100 分。
 
@@ -209,12 +242,12 @@ def generate_model_scores(json_data, json_key, model="llama3"):
         model (str): 裁判
 
     返回:
-        list[int]: 分数；裁判没有给出整数的不算，所以可能比 json_data 短
+        list[float]: 分数；看不出是几分的不算，所以可能比 json_data 短
 
     出处: 原书 7.8 节
     """
     scores = []
-    for entry in tqdm(json_data, desc="打分", ncols=80):
+    for number, entry in enumerate(tqdm(json_data, desc="打分", ncols=80), start=1):
         prompt = (
             f"Given the input `{format_input(entry)}` "
             f"and correct output `{entry['output']}`, "
@@ -222,25 +255,28 @@ def generate_model_scores(json_data, json_key, model="llama3"):
             f" on a scale from 0 to 100, where 100 is the best score. "
             f"Respond with the integer number only."  # 不说这一句，它会写一篇评语
         )
-        score = query_model(prompt, model, URL)
-        try:
-            scores.append(int(score))
-        except ValueError:  # "Score: 85"、一段话：不算，但要印出来，好知道少了几条
-            print(f"这不是整数，不计入：{score}")
+        reply = query_model(prompt, model, URL)
+        score = parse_score(reply)  # 书上是 int(reply)："Score: 85" 也丢了
+        if score is None:  # 不算，但要印出来，好知道少了哪几条；记成 0 分，会把平均分白白拉低
+            tqdm.write(f"第 {number} 条看不出是几分，不计入：…{reply[-100:]!r}")
+        else:
+            scores.append(score)
     return scores
 
 
 scores = generate_model_scores(test_data, "model_response", MODEL)
-print(f"打了分的 {len(scores)} / {len(test_data)} 条，平均 {sum(scores) / max(1, len(scores)):.2f} 分")
+mean = f"{sum(scores) / len(scores):.2f}" if scores else "—"
+print(f"平均 {mean} 分（{len(scores)} / {len(test_data)} 条打了分）")
 # 裁判偏爱长的、客气的、像它自己写的回答；书上同样的回答，各次提交里的平均分从 48.98 到 54.16，差的只是版本和机器。
 # 所以差不到 5 分，别下结论。
 
 # %% 这个数字对吗？
 print("\n这个数字对吗？")
-confirm("分数都在 0 到 100 之间", all(0 <= score <= 100 for score in scores), "裁判没有照规则打分，换一个模型")
+scored = len(scores) >= 0.9 * len(test_data)  # 只打了几条的平均分，说不了全部
+confirm(f"{len(scores)} / {len(test_data)} 条打了分，不少于九成", scored, "裁判没有照规则打分，平均分不作数：换一个模型")
 if not ollama_running:
     confirm(f"假裁判给满分的，正好是一字不差的 {exact} 条", scores.count(100) == exact, "三样东西的次序写错了")
 
 # %% 动手改
 # 1. 在 generate_model_scores 的问题里，把 entry[json_key] 换成 entry['output']：裁判看到的永远是参考答案，平均几分？
-# 2. 让假裁判答 "Score: 100"，看 generate_model_scores 怎样处理。
+# 2. 让假裁判答 "between 80 and 90"，看 generate_model_scores 怎样处理；再让它答 "I scored it 100"。

@@ -14,6 +14,7 @@
 import argparse
 import json
 import os
+import re
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
@@ -35,17 +36,23 @@ def download_and_load_file(file_path, url):
             text_data = response.read().decode("utf-8")
         with open(file_path, "w", encoding="utf-8") as file:
             file.write(text_data)
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {file_path}"
     try:
-        with open(file_path, encoding="utf-8") as file:
+        with open(file_path, encoding="utf-8-sig") as file:
             data = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON：{error}") from None
+    except (ValueError, RecursionError) as error:
+        place = f"（第 {error.lineno} 行第 {error.colno} 个字符）" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON{place}{advice}") from None
     if not isinstance(data, list) or not data:
-        raise ValueError(f"{file_path} 里应是一个列表，至少一条")
+        raise ValueError(f"{file_path} 里应是一个列表，至少一条{advice}")
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
-        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
+        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts) or not texts[0].strip():
+            wanted = "instruction（不能是空的）、input、output 三段文字，不含 <|endoftext|>"
+            raise ValueError(f"{file_path} 的第 {number} 条应有 {wanted}{advice}")
+        whole = json.dumps(entry, ensure_ascii=False)
+        if whole.encode("utf-8", "ignore").decode("utf-8") != whole:
+            raise ValueError(f"{file_path} 的第 {number} 条有半个表情符号（孤立的代理项）{advice}")
     return data
 
 
@@ -63,7 +70,7 @@ def format_input(entry):
 # endregion
 
 
-# region 沿用（含注释） ch07/main: OPENER, check_if_running, query_model, generate_model_scores
+# region 沿用（含注释） ch07/main: OPENER, check_if_running, query_model, parse_score, generate_model_scores
 # 裁判由 Ollama 运行：一个装在本机上的程序，管着许多开源模型，像网页服务器一样，等别人来问。
 # 开着代理软件时，urllib 连本机的地址也交给代理，就连不上了；这个"开门的"不用代理。
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -122,6 +129,32 @@ def query_model(prompt, model="llama3", url=URL):
     return response_data
 
 
+def parse_score(reply):
+    """从裁判的话里取出分数；只有一个数可能是分数才取，不猜。
+
+    参数:
+        reply (str): 裁判的回答
+
+    返回:
+        float 或 None: 0 到 100 的分数；看不出来就是 None
+
+    示例:
+        >>> parse_score("**85**/100"), parse_score("between 80 and 90")
+        (85.0, None)
+    """
+    # ① 会推理的模型先写一段草稿，里面的数不算；*、_ 和 ` 只是排版。
+    text = re.sub(r"[*_`]", "", reply.rpartition("</think>")[2])
+    # ② 满分不是分数：85/100、85 out of 100、满分 100、from 0 to 100。分母是别的（out of 90），就会剩下两个数，不猜。
+    text = re.sub(r"(?i)(?:/|\bout of|满分|\b0 ?(?:-|–|to|到)) ?100(?:\.0+)?(?!\.?\d)", "分", text)
+    # ③ 只看说到分数的行、以一个数开头的行、没有别的字的行："It lists 3 animals." 里的 3 不是分数。
+    says = r"(?i)\b(?:scor|rat(?:e|ing)|grad(?:e|ing)|give\b|assign|award|deserve)|得分|评分|打分|分数|\d ?(?:分|points?\b)"
+    lines = [line for line in text.splitlines() if re.search(says + r"|^\W*\d[\d.]* ?[^\w\s.]|^[\W\d]*$", line)]
+    # ④ 数的前面有负号、"at least" 之类，就不是一个确定的分数；连着它取出来，开头便不是数字。
+    numbers = set(re.findall(r"(?:[-−–<>≤≥.负]|than |least |most |至少|不到)?\d+(?:\.\d+)?", " ".join(lines)))
+    score = numbers.pop() if len(numbers) == 1 and "<think>" not in text else "-"  # 草稿没有写完，后面就没有分数
+    return float(score) if score[0].isdigit() and float(score) <= 100 else None
+
+
 def generate_model_scores(json_data, json_key, model="llama3"):
     """请裁判给每一条回答打 0–100 分。
 
@@ -131,12 +164,12 @@ def generate_model_scores(json_data, json_key, model="llama3"):
         model (str): 裁判
 
     返回:
-        list[int]: 分数；裁判没有给出整数的不算，所以可能比 json_data 短
+        list[float]: 分数；看不出是几分的不算，所以可能比 json_data 短
 
     出处: 原书 7.8 节
     """
     scores = []
-    for entry in tqdm(json_data, desc="打分", ncols=80):
+    for number, entry in enumerate(tqdm(json_data, desc="打分", ncols=80), start=1):
         prompt = (
             f"Given the input `{format_input(entry)}` "
             f"and correct output `{entry['output']}`, "
@@ -144,11 +177,12 @@ def generate_model_scores(json_data, json_key, model="llama3"):
             f" on a scale from 0 to 100, where 100 is the best score. "
             f"Respond with the integer number only."  # 不说这一句，它会写一篇评语
         )
-        score = query_model(prompt, model, URL)
-        try:
-            scores.append(int(score))
-        except ValueError:  # "Score: 85"、一段话：不算，但要印出来，好知道少了几条
-            print(f"这不是整数，不计入：{score}")
+        reply = query_model(prompt, model, URL)
+        score = parse_score(reply)  # 书上是 int(reply)："Score: 85" 也丢了
+        if score is None:  # 不算，但要印出来，好知道少了哪几条；记成 0 分，会把平均分白白拉低
+            tqdm.write(f"第 {number} 条看不出是几分，不计入：…{reply[-100:]!r}")
+        else:
+            scores.append(score)
     return scores
 
 
@@ -196,15 +230,15 @@ def main():
     except ValueError as error:
         parser.error(str(error))
 
-    print(f"打了分的　{len(scores)} / {len(test_data)} 条")
-    if scores:
-        print(f"平均分　　{sum(scores) / len(scores):.2f}")
+    mean = f"{sum(scores) / len(scores):.2f}" if scores else "—"
+    print(f"平均分　{mean}（{len(scores)} / {len(test_data)} 条打了分）")
     # 这个分数有多可靠：原书同一个模型的同一次训练，各次提交里印的平均分从 48.98 到 54.16，差的只是裁判的版本和运行的机器。
     # 所以 50 和 52 分不出高下；拿它与 Llama 3 8B 的 82.65（instruct 版）比，才看得出差距。
-    print("提示　　　裁判自己就有 ±3 分的出入：差不到 5 分，别下结论")
+    print("提示　　裁判自己就有 ±3 分的出入：差不到 5 分，别下结论")
 
     print("\n这个数字对吗？")
-    confirm("分数都在 0 到 100 之间", all(0 <= score <= 100 for score in scores), "裁判没有照规则打分，换一个模型")
+    scored = len(scores) >= 0.9 * len(test_data)  # 只打了几条的平均分，说不了全部
+    confirm(f"{len(scores)} / {len(test_data)} 条打了分，不少于九成", scored, "裁判没有照规则打分，平均分不作数：换一个模型")
 
 
 if __name__ == "__main__":

@@ -523,7 +523,8 @@ class FakeOllama(BaseHTTPRequestHandler):
         if mode == "不回话":
             time.sleep(2)
             return
-        answers = {"不是整数": ["Score: ", "85"], "网页": None}.get(mode, ["8", str(len(self.server.requests) % 10)])
+        number = len(self.server.requests)
+        answers = [mode[number - 1]] if isinstance(mode, list) else ["between 80", " and 90"] if mode == "说不清" else ["8", str(number % 10)]  # 一个列表：依次这样回答
         if mode == "网页":
             self.wfile.write(b"<html>hello</html>\n")
             return
@@ -557,17 +558,66 @@ def responses(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["好", "慢"])
-def test_ollama_scores(mode, ollama, server, responses, command_line, reference, monkeypatch):
+def test_ollama_scores(mode, ollama, server, responses, command_line, reference):
     server.mode = mode
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # 开着代理：本机的地址不该走它
     url = f"http://127.0.0.1:{server.server_port}/api/chat"
     code, out, err = command_line(ollama, "--file-path", responses, "--url", url)
-    assert code == 0 and "✗" not in out and "4 / 4 条" in out and "82.50" in out, out + err  # 81、82、83、84
+    assert code == 0 and "✗" not in out and "82.50（4 / 4 条打了分）" in out, out + err  # 81、82、83、84
     sent = server.requests[0]
     assert sent["model"] == "llama3" and sent["options"] == {"seed": 123, "temperature": 0, "num_ctx": 2048}
     entry = json.loads(responses.read_text(encoding="utf-8"))[0]
     assert sent["messages"][0]["content"].startswith(f"Given the input `{reference.format_input(entry)}` and correct output `a`, score the model response `b`")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_local_address_skips_the_proxy(host, project, server, responses, tmp_path, monkeypatch):
+    """环境变量里设着一个没有开的代理，本机的 Ollama 照样问得到。另开进程：urllib 在导入时就可能读了环境变量。"""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    done = run(project / "ch07/main/ollama_evaluate.py", "--file-path", responses, "--url", f"http://{host}:{server.server_port}/api/chat", cwd=tmp_path)
+    assert done.returncode == 0 and "82.50（4 / 4 条打了分）" in done.stdout, done.stderr
+
+
+# 裁判真会这样写：只有一个数可能是分数
+TAKEN = {"85": 85, " 0 \n": 0, "100": 100, "85.": 85, "92.5": 92.5, "85%": 85, "８５": 85, "**85**": 85, "`85`": 85, "__85__": 85, "[[85]]": 85, "- 85": 85}
+TAKEN |= {"85/100": 85, "**85** / 100": 85, "100/100": 100, "0/100": 0, "85.0/100.0": 85, "85 out of 100.": 85, "I'd give it a 75 out of 100 because it is vague.": 75}
+TAKEN |= {"Score: 85": 85, "**Score:** 85/100": 85, "Score (0-100): 85": 85, "### Score\n\n85": 85, '{"score": 85}': 85, "85 points": 85, "85 (good)": 85, "85 – mostly correct": 85}
+TAKEN |= {"得分：85 分": 85, "85分": 85, "评分：85": 85, "85 分（满分 100 分）": 85, "我给这个回答 85 分。": 85}
+TAKEN |= {"I would rate this response 85.": 85, "I would give this response a score of 100.": 100, "On a scale from 0 to 100, I would score it 85.": 85, "Score: 85. I score it 85.": 85}
+TAKEN |= {"<think>maybe 70, or 80</think>85": 85, "<think>\n70?\n</think>\n\n**85**": 85, "70 or 80?</think>85": 85}  # 有的模板把 <think> 写在提示词里
+TAKEN |= {"85\n\nThe response lists 3 animals.": 85, "Score: 85\nIt has 2 typos.": 85}
+# 可能是分数的不止一个，或一个也没有
+UNCLEAR = ["", "good", "between 80 and 90", "Score: between 80 and 90", "80-90", "80–90", "80 to 100", "80 到 90 分", "Score: 85 or 90", "Score: 85\nScore: 90", "85\n90"]
+UNCLEAR += ["I would give 85 out of 90", "85/90", "8/10", "Score: 4.5 out of 5", "85/1000", "/100", "Score: __/100", "0 to 100", "between 0 and 100"]
+UNCLEAR += ["-5", "−5", "Score: -5", "负5分", "101", "150/100", "Score: 1000", "1,000", "85,5", "Score: .85", "Score: at least 80", "I give it less than 50.", "<50"]
+UNCLEAR += ["<think>85", "<think>I would score it 85", "<think>85</think>", "<think>85</think>Good answer.", "Accuracy score: 40\nStyle score: 50", "Given 2 errors, I score it 85."]
+UNCLEAR += ["The accurate answer is 4, so the response is wrong.", "It lists 3 animals.", "3 errors were found.", "1. The response is correct.", "部分正确，答案是 4"]
+
+
+def test_parse_score(ollama):
+    wrong = {reply: ollama.parse_score(reply) for reply, score in TAKEN.items() if ollama.parse_score(reply) != score}
+    wrong |= {reply: ollama.parse_score(reply) for reply in UNCLEAR if ollama.parse_score(reply) is not None}
+    assert not wrong
+    long = "The response . . 3 - " * 5000  # 很长的评语：不能卡住
+    began = time.monotonic()
+    assert ollama.parse_score(long) is None and ollama.parse_score("." * 20000) is None and time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(("replies", "scored", "mean", "mark"), [
+    (["<think>70?</think>\n85/100", "**85**", "92.5", "得分：85 分"], "4 / 4", "86.88", "✓"),
+    (["85", "between 80 and 90", "I would give 85 out of 90", "-5"], "1 / 4", "85.00", "✗"),
+    (["good", "150", "80-90", ""], "0 / 4", "—", "✗"),
+])  # fmt: skip
+def test_judge_s_replies(replies, scored, mean, mark, ollama, server, responses, command_line):
+    """取得出的算进平均分，取不出的逐条列出；只打了几条，就没有 ✓。"""
+    server.mode = replies
+    code, out, _ = command_line(ollama, "--file-path", responses, "--url", f"http://127.0.0.1:{server.server_port}/api/chat")
+    assert code == 0 and f"平均分　{mean}（{scored} 条打了分）" in out, out
+    listed = [(number, reply) for number, reply in enumerate(replies, start=1) if ollama.parse_score(reply) is None]
+    assert out.count("不计入") == len(listed) and all(f"第 {number} 条看不出是几分，不计入：…{reply!r}" in out for number, reply in listed), out
+    assert ("✓" in out, "✗" in out) == (mark == "✓", mark == "✗") and f"{mark} {scored} 条打了分" in out, out
 
 
 ERRORS = [("没有这个模型", "ollama pull"), ("500", "500"), ("不回话", "把话说完"), ("网页", "把话说完"), ("中途出错", "把话说完"), ("别的服务", "没有 Ollama")]
@@ -584,9 +634,9 @@ def test_ollama_errors(mode, expected, ollama, server, responses, command_line, 
 
 def test_ollama_other(ollama, server, responses, command_line, tmp_path):
     url = f"http://127.0.0.1:{server.server_port}/api/chat"
-    server.mode = "不是整数"
+    server.mode = "说不清"
     code, out, _ = command_line(ollama, "--file-path", responses, "--url", url, "--model", "phi3")
-    assert code == 0 and "0 / 4 条" in out and "✗" not in out and server.requests[0]["model"] == "phi3"
+    assert code == 0 and "0 / 4 条" in out and "✓" not in out and server.requests[0]["model"] == "phi3"
     cases = [["--url", "http://127.0.0.1:9/api/chat"], ["--url", "ftp://x"], ["--file-path", tmp_path / "absent.json"], ["--file-path", DATA / "instructions.json"]]
     for case in cases:
         given = [*(["--file-path", responses] if "--file-path" not in case else []), *(["--url", url] if "--url" not in case else []), *case]

@@ -158,6 +158,35 @@ def test_mask_keeps_the_response_only(masking):
     assert tokenizer.decode(targets[-1][targets[-1] != -100].tolist()).count("### Response:") == 1
 
 
+def header_search(inputs, targets, tokenizer):
+    """常见的错法：到编号里去找第一个标题，遮到它前面。返回一条样本没遮住的文字。"""
+    header = tokenizer.encode("\n\n### Response:")
+    ids = inputs.tolist()
+    start = next(i for i in range(len(ids)) if ids[i : i + len(header)] == header)
+    kept = targets[start - 1 :]
+    return tokenizer.decode(kept[kept != -100].tolist())
+
+
+def test_header_inside_the_text(masking):
+    """自带的每一条，按长度遮与找标题遮的结果相同；指令、input、回答里写着标题时，找标题就错了，按长度不会。"""
+    tokenizer = masking.tiktoken.get_encoding("gpt2")
+
+    def both(entry):
+        batch = [*masking.InstructionDataset([entry], tokenizer)]
+        [inputs], [masked] = masking.custom_collate_fn(batch)
+        _, [plain] = masking.custom_collate_fn(batch, mask_instruction=False)
+        return tokenizer.decode(masked[masked != -100].tolist()), header_search(inputs, plain, tokenizer)
+
+    for entry in json.loads((ROOT / "setup" / "data" / "instructions.json").read_text(encoding="utf-8")):
+        assert both(entry) == (f"\n\n### Response:\n{entry['output']}<|endoftext|>",) * 2, entry
+    title, plain = "\n\n### Response:\n", {"instruction": "Say it.", "input": "", "output": "y"}
+    tricky = [plain | {"instruction": f"Repeat:{title}x"}, plain | {"input": f"a{title}b"}, plain | {"instruction": f"A{title}b", "input": f"c{title}d", "output": f"e{title}f"}]
+    for entry in tricky:
+        right, searched = both(entry)
+        assert right == f"{title}{entry['output']}<|endoftext|>", entry
+        assert searched != right, "这一条没有让找标题的上当，白查了"
+
+
 def test_loss_skips_nothing(masking):
     """只算留下的位置，损失和梯度应与 llms_from_scratch 对全部位置算的相同。"""
     reference = pytest.importorskip("llms_from_scratch.ch05", reason="没有装 llms-from-scratch")

@@ -272,8 +272,66 @@ def rate(ns, replies, **options):
 
 
 def rate_scores(ns):
-    """分数；不是整数的不算。"""
-    return {"都是整数": rate(ns, ["85", "100", " 0 ", "7\n"])[0], "有几条不是": rate(ns, ["85", "Score: 90", "8.5", ""])[0]}
+    """分数；看不出是几分的不算。"""
+    return {"都是整数": rate(ns, ["85", "100", " 0 ", "7\n"])[0], "有几条看不出": rate(ns, ["85", "Score: 90", "between 80 and 90", ""])[0]}
+
+
+def parsed(ns, *replies):
+    """每一句话里取出的分数。"""
+    return {reply: ns.parse_score(reply) for reply in replies}
+
+
+def parse_taken(ns):
+    """裁判真会这样写：只有一个数可能是分数。"""
+    return parsed(ns, "85", " 0 \n", "92.5", "**85**", "__85__", "85/100", "**85** / 100", "85 out of 100.", "Score: 85", "得分：85 分", "85分", "I would rate this response 85.", "On a scale from 0 to 100, I would score it 85.", "Score: 85. I score it 85.")
+
+
+def parse_thought(ns):
+    """先想一段的，想了一半的。"""
+    return parsed(ns, "<think>maybe 70, or 80</think>85", "<think>\n70?\n</think>\n\nScore: 85", "<think>I would score it 85", "<think>85</think>Good answer.")
+
+
+def parse_unclear(ns):
+    """可能是分数的不止一个，或一个也没有。"""
+    return parsed(ns, "", "between 80 and 90", "80-90", "I would give 85 out of 90", "8/10", "Score: 85\nScore: 90", "-5", "Score: −5", "101", "150/100", "85/1000", "Score: at least 80")
+
+
+def parse_other_numbers(ns):
+    """话里有别的数。"""
+    return parsed(ns, "It lists 3 animals.", "85\n\nIt lists 3 animals.", "Score: 85\nIt has 2 typos.", "The accurate answer is 4.")
+
+
+# ---- 练习 7.2 的 InstructionDataset 和 custom_collate_fn：只学回答 ----
+def masked_texts(ns, entries, **options):
+    """没有遮住的文字。"""
+    dataset = ns.InstructionDataset(entries, CharTokenizer())
+    inputs, targets = ns.custom_collate_fn([dataset[i] for i in range(len(dataset))], pad_token_id=95, **options)  # 95 是 ~，文字里没有
+    return {"形状": list(inputs.shape), "没有遮住的": [CharTokenizer().decode(row[row >= 0].tolist()) for row in targets]}
+
+
+def masked_plain(ns):
+    """一般的两条。"""
+    return masked_texts(ns, entries())
+
+
+def masked_header(ns):
+    """指令、input、回答里写着标题。"""
+    title = "\n\n### Response:\n"
+    return masked_texts(ns, [{"instruction": f"Repeat:{title}hello", "input": "", "output": "hello"}, {"instruction": "Repeat.", "input": f"a{title}b", "output": f"a{title}b"}])
+
+
+def masked_values(ns):
+    """手算得出的一批；遮与不遮；截短。"""
+    batch = [(3, [0, 1, 2, 3, 4]), (1, [5, 6]), (2, [7, 8, 9])]
+    results = {"遮": ns.custom_collate_fn(batch), "不遮": ns.custom_collate_fn(batch, mask_instruction=False), "最长 3 个": ns.custom_collate_fn(batch, allowed_max_length=3)}
+    return results | {"ignore_index 是 -1": ns.custom_collate_fn(batch, ignore_index=-1), "原来的样本": batch}
+
+
+def masked_lengths(ns):
+    """样本是（提示词有几个词元，编号）。"""
+    by_word = SimpleNamespace(encode=lambda text, **_: [len(word) for word in text.split(" ")])
+    sets = {"一个字符一个词元": ns.InstructionDataset(entries(), CharTokenizer()), "一个单词一个词元": ns.InstructionDataset(entries(), by_word)}
+    return {name: [list(dataset[i]) for i in range(len(dataset))] for name, dataset in sets.items()}
 
 
 def rate_prompts(ns):
@@ -524,26 +582,75 @@ COMPONENTS = [
         ],
     ),
     dict(
+        name="parse_score",
+        title="裁判的话里哪个数是分数",
+        section="7.8",
+        source="ch07/main",
+        parts=["parse_score"],
+        needs=[],
+        extra={},
+        task="写一个函数 parse_score(reply)：从裁判的话里取出 0 到 100 的分数（float）；只有一个数可能是分数才取，不然返回 None。</think> 之前的不算，有 <think> 却没有写完，就没有分数；*、_ 和 ` 只是排版；/100、out of 100、满分 100、0 to 100 里的 100 不是分数；"
+        "只看说到分数的行（score、rate、give、得分、几分……）、以一个数开头的行和没有别的字的行；同一个数写两遍不要紧；有两个不同的数，前面有负号或 at least，大于 100，都返回 None。",
+        blanks=['reply.rpartition("</think>")[2]', '"分"', "text.splitlines()", "len(numbers) == 1", '"<think>" not in text', "score[0].isdigit()"],
+        cases=[("取得出", parse_taken), ("先想一段", parse_thought), ("看不出", parse_unclear), ("别的数", parse_other_numbers)],
+        mutants=[
+            ('reply.rpartition("</think>")[2]', "reply", "没有去掉 <think> 里的草稿。里面猜过的几个分数，也当成了分数。"),
+            ('len(numbers) == 1 and "<think>" not in text', "len(numbers) == 1", "草稿没有写完，也从里面取了。想到一半的数，不是最后的分数。"),
+            ("len(numbers) == 1", "len(numbers) >= 1", "有两个数也随便取了一个。「between 80 and 90」是几分？不猜。"),
+            ("set(re.findall(", "list(re.findall(", "同一个分数说了两遍，就不认了。它说的是一个分数，要先去掉重复的。"),
+            ("(?:/|\\bout of|满分|", "(?:", "满分也当成了分数。「85/100」里有两个数，就取不出了。"),
+            (") ?100(?:", ") ?\\d+(?:", "分母是几都去掉了。「85 out of 90」满分不是 100，不能当 85 分。"),
+            ("[-−–<>≤≥.负]|", "", "没有看负号。「-5」成了 5 分。"),
+            ("float(score) <= 100", "True", "没有查是不是大于 100。「150/100」也算了进去。"),
+            (" if re.search(says + r\"|^\\W*\\d[\\d.]* ?[^\\w\\s.]|^[\\W\\d]*$\", line)]", "]", "每一行都看了。「It lists 3 animals.」里的 3 成了 3 分。"),
+            ('re.sub(r"[*_`]", "", ', '(', "没有去掉排版的记号。Markdown 的粗体「__85__」，看上去就不像一个数了。"),
+        ],
+    ),
+    dict(
         name="generate_model_scores",
         title="请裁判打分",
         section="7.8",
         source="ch07/main",
         parts=["generate_model_scores"],
-        needs=["format_input", "query_model"],
+        needs=["format_input", "query_model", "parse_score"],
         extra={"URL": "ch07/main/example_06_scores.py", "OPENER": "ch07/main"},
         task="写一个函数 generate_model_scores(json_data, json_key, model=\"llama3\")：对每一条，用 query_model(prompt, model, URL) 问裁判，提示词是「Given the input `…` and correct output `…`, score the model response `…` on a scale from 0 to 100, where 100 is the best score. Respond with the integer number only.」，"
-        "三个 … 依次是 format_input(entry)、参考答案 entry[\"output\"]、要打分的回答 entry[json_key]。回答是整数就记下，不是就打印出来、不算。返回整数的列表。",
-        blanks=["{format_input(entry)}", "{entry['output']}", "{entry[json_key]}", "query_model(prompt, model, URL)", "int(score)"],
+        "三个 … 依次是 format_input(entry)、参考答案 entry[\"output\"]、要打分的回答 entry[json_key]。回答交给 parse_score：是分数就记下，是 None 就用 tqdm.write 印出来（第几条、说了什么）、不算。返回分数的列表。",
+        blanks=["{format_input(entry)}", "{entry['output']}", "{entry[json_key]}", "query_model(prompt, model, URL)", "parse_score(reply)"],
         cases=[("分数", rate_scores), ("问的话", rate_prompts)],
         mutants=[
             ("{entry[json_key]}", "{entry['output']}", "把参考答案当成了要打分的回答，裁判每次都给满分。"),
             ("{format_input(entry)}", "{entry['instruction']}", "只给裁判看了指令，没有给 input，它不知道题目到底是什么。"),
             ('f"and correct output `{entry[\'output\']}`, "', '""', "没有给裁判看参考答案，它只好凭自己的知识打分。"),
             ('f"Respond with the integer number only."', '""', "没有说「只回一个整数」，裁判会写一篇评语，分数就取不出来了。"),
-            ("except ValueError:", "except KeyError:", "没有考虑裁判回的不是整数，一条评语就让整个打分中断。"),
-            ('print(f"这不是整数，不计入：{score}")', "scores.append(0)", "不是整数的记成了 0 分，平均分被白白拉低；应当不算。"),
-            ("int(score)", "float(score)", "分数变成了小数，「8.5」这样没有照要求回答的也算了进去。"),
+            ("parse_score(reply)", "float(reply)", "没有考虑裁判回的不止一个数，一条评语就让整个打分中断。"),
+            ("tqdm.write(f\"第 {number} 条看不出是几分，不计入：…{reply[-100:]!r}\")", "scores.append(0)", "看不出的记成了 0 分，平均分被白白拉低；应当不算。"),
+            ("if score is None:", "if not score:", "0 分也当成了看不出。None 和 0 都是假，要用 is None 来分。"),
+            ("if score is None:", "if False:", "没有去掉 None，求平均时会报错。"),
             ("query_model(prompt, model, URL)", "query_model(prompt)", "没有把裁判和网址交给 query_model，用的总是默认的那些。"),
+        ],
+    ),
+    dict(
+        name="masked_collate_fn",
+        title="凑批：只学回答",
+        section="练习 7.2",
+        source="ch07/experiments/exercise_7_2_mask_instruction.py",
+        parts=["InstructionDataset", "custom_collate_fn"],
+        needs=["format_input"],
+        extra={},
+        task="改写两样，让提示词不算损失。InstructionDataset(data, tokenizer)：编号照旧（format_input(entry) 接标题 \"\\n\\n### Response:\\n\" 和 entry[\"output\"]），存成 self.encoded_texts；另外把提示词 format_input(entry) 有几个词元存成 self.instruction_lengths；第 index 个样本是（长度，编号列表）。"
+        "custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_length=None, device=\"cpu\", mask_instruction=True)：凑批照旧（末尾加一个填充词元、填到一样长、目标右移一位、第一个填充词元之后换成 ignore_index）；mask_instruction 为真时，每条目标里属于提示词的也换成 ignore_index；最后才截到 allowed_max_length。返回（输入，目标），都是 (b, t)。不要改动原来的列表。",
+        blanks=["len(tokenizer.encode(instruction_plus_input))", "self.instruction_lengths[index], self.encoded_texts[index]", "padded[1:]", "targets[indices[1:]]", "targets[: instruction_length - 1]"],
+        cases=[("没有遮住的", masked_plain), ("指令里有标题", masked_header), ("数值", masked_values), ("样本", masked_lengths)],
+        mutants=[
+            ("len(tokenizer.encode(instruction_plus_input))", 'len(tokenizer.encode(full_text.split("\\n\\n### Response:")[0]))', "去找标题了，没有量提示词的长度。指令里写着「### Response:」，找到的是假的，会从指令的半中间开始学。"),
+            ("len(tokenizer.encode(instruction_plus_input))", 'len(tokenizer.encode(full_text.rpartition("\\n\\n### Response:")[0]))', "找了最后一个标题。回答里写着「### Response:」，前半段回答就被遮住了。"),
+            ("instruction_length - 1", "instruction_length", "没有减 1。目标比输入早一位，多遮一个，就丢了标题的第一个词元。"),
+            ("instruction_length - 1", "instruction_length - 2", "多减了 1。少遮一个，会学到提示词的最后一个词元。"),
+            ("targets[: instruction_length - 1]", "inputs[: instruction_length - 1]", "遮的是输入。模型看不到题目了，-100 也不是词元编号；只有目标要遮。"),
+            ("if mask_instruction:", "if True:", "开关没有用。不遮的时候，应当与书里正文的相同。"),
+            ("len(tokenizer.encode(instruction_plus_input))", "len(instruction_plus_input)", "量的是字符数。遮要按词元数，字符多得多，会把回答也遮住。"),
+            ("targets[indices[1:]]", "targets[indices]", "第一个结束词元也遮了。模型永远学不会停。"),
         ],
     ),
     dict(

@@ -778,6 +778,52 @@ def test_proxy_from_the_environment(server, tmp_path):
     assert_done(tmp_path)
 
 
+@pytest.fixture
+def no_proxies(monkeypatch):
+    """这台机器上自己设的代理，先都拿掉。"""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("given", [["http_proxy"], ["HTTP_PROXY"], ["http_proxy", "HTTP_PROXY"]], ids="、".join)
+def test_dead_proxy_is_named(server, tmp_path, no_proxies, given):
+    """代理设了，却没有开：一句中文，说出是哪个环境变量，不说密码，也不一遍遍地试；下好的一半还在。"""
+    port = closed_port()
+    (tmp_path / "thing.bin.part").write_bytes(CONTENT[:100_000])
+    proxies = dict.fromkeys(given, f"http://user:secret@127.0.0.1:{port}")
+    code, out, err = finish(start(server, tmp_path, "404", "thing", "--base-url", "http://no-such-host.invalid/good", **proxies))
+    assert code == 2 and err.count("\n") == 1 and f"环境变量 {given[0]} 设的代理 127.0.0.1:{port} 连不上" in err and "打开代理软件" in err, err
+    assert "secret" not in out + err and "要走代理就设" not in err and "再试" not in out
+    assert server.seen == [] and (tmp_path / "thing.bin.part").stat().st_size == 100_000
+
+
+def test_dead_proxy_is_not_blamed_for_others(server, tmp_path, no_proxies):
+    """no_proxy 里的主机不走代理，照样下得成；代理开着，断了就不怪它；别的协议的代理也不相干。"""
+    dead, live = f"http://127.0.0.1:{closed_port()}", f"http://127.0.0.1:{server.server_address[1]}"
+    code, _, err = finish(start(server, tmp_path, "good", http_proxy=dead))
+    assert code == 0, err
+    (tmp_path / "thing.bin").unlink()
+    args = ["thing", "--base-url", "http://no-such-host.invalid/hang-up"]
+    code, _, err = finish(start(server, tmp_path, "404", *args, http_proxy=live))
+    assert code == 2 and "设的代理" not in err and "要走代理就设环境变量 HTTPS_PROXY" in err, err
+    code, _, err = finish(start(server, tmp_path, "404", *args, https_proxy=dead))
+    assert code == 2 and "设的代理" not in err, err
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:99999", "http://127.0.0.1:abc", "http://[::1", "http://", "http://no-such-host.invalid:1", "127.0.0.1:1"])
+def test_proxy_written_wrong(tmp_path, no_proxies, monkeypatch, proxy):
+    """代理的网址写错了、主机不存在、没有写 http://：都算在它头上，不抛异常。"""
+    monkeypatch.setenv("https_proxy", proxy)
+    assert "环境变量 https_proxy 设的代理" in load(tmp_path, 1, ["good"]).find_dead_proxy("https://example.com/a")
+    assert load(tmp_path, 1, ["good"]).find_dead_proxy("http://example.com/a") == ""
+
+
 @posix
 def test_progress_bar(server, tmp_path):
     """在真正的终端里，进度条上有大小、速度和剩余时间。"""
