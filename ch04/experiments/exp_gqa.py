@@ -13,7 +13,7 @@
 运行：
     python ch04/experiments/exp_gqa.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_gqa.py --quick
-    约 130 秒，1.0 GB（2 核 CPU）；训练过的存着，再运行几秒钟就出结果
+    约 100 秒，1.0 GB（2 核 CPU）；训练过的存着，再运行几秒钟就出结果
 
 形状记号：b 批大小　t 这次送进来几个词元　s 看得见几个（缓存里的加新来的）　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小
 """

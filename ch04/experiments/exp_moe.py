@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_moe.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_moe.py --quick
-    约 170 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
+    约 70 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
     怎样让专家忙得更匀、装不下怎么办，见 exp_moe_balance.py
 
 形状记号：b 批大小　t 序列长度　n = b·t 词元总数　d 嵌入维度　e 专家总数　j 每个词元用几个专家　m 分到某个专家的词元数

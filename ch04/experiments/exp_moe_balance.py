@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_moe_balance.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_moe_balance.py --quick
-    约 90 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
+    约 65 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
 
 形状记号：b 批大小　t 序列长度　n = b·t 词元总数　d 嵌入维度　e 专家总数　j 每个词元用几个专家　m 分到某个专家的词元数
 　　　　　u 训练了几步　l 层数　V 词表大小（这里词元就是字符）

@@ -12,7 +12,7 @@
 运行：
     python ch04/experiments/exp_swa_sinks.py               # 图片写到 ch04/outputs/
     python ch04/experiments/exp_swa_sinks.py --quick
-    约 60 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
+    约 45 秒，0.8 GB（2 核 CPU）；训练过的存着，再运行就立刻出结果
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　k 每个头的维度　V 词表大小（这里词元就是字符）
 """

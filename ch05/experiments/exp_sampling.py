@@ -13,7 +13,7 @@
 运行：
     python ch05/experiments/exp_sampling.py            # 先装好 SmolLM2，见 exp_real_llm.py；图片写到 ch05/outputs/
     python ch05/experiments/exp_sampling.py --top-k 40 --top-p 0.95 --min-p 0.05 --seed 1
-    约 90 秒，1.2 GB（2 核 CPU）
+    约 120 秒，1.2 GB（2 核 CPU）
 
 形状记号：b 批大小　t 序列长度　s 看得见几个，或新写了几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　n 束的宽度　l 层数　f 几种过滤
 """

@@ -12,7 +12,7 @@
     python ch05/experiments/exp_token_confidence.py                     # 默认用 SmolLM2（exp_real_llm.py 转换好的），没有就用 gpt_mini.pth；图片写到 ch05/outputs/
     python ch05/experiments/exp_token_confidence.py --ask "What is the capital of Australia?"
     python ch05/experiments/exp_token_confidence.py --model ch05/outputs/gpt_mini.pth   # 本项目的任何检查点：第 5 章的、第 7 章微调过的
-    约 20 秒，1.0 GB（2 核 CPU）；在网页里聊，见 exp_chat_page.py
+    约 30 秒，1.0 GB（2 核 CPU）；在网页里聊，见 exp_chat_page.py
 
 形状记号：b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小
 """
