@@ -176,15 +176,20 @@ class GPTModel(nn.Module):
 # region 沿用 ch06/main: load_messages, create_balanced_dataset, random_split, to_csv, SpamDataset, add_classification_head
 def load_messages(path):
     """读短信：每行是「标签<制表符>正文」，标签是 ham（正常）或 spam（垃圾）。（详解见 ch06/main/example_01_data.py）"""
+    advice = f"；哪里不对、怎样转换：python setup/check_data.py {path}"
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [tuple(row) for row in csv.reader(file, delimiter="\t") if row]
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对") from None
+        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对{advice}") from None
     for number, row in enumerate(rows, start=1):
         if len(row) != 2 or row[0] not in ("ham", "spam") or not row[1].strip():
             found = "\t".join(row)[:40]
-            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」")
+            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」{advice}")
+        if (swallowed := row[1].count("\nham\t") + row[1].count("\nspam\t")) > 2:
+            raise ValueError(f"{path} 的第 {number} 条，引号没有配对，吞掉了后面 {swallowed} 行{advice}")
+    if len({label for label, _ in rows}) < 2:
+        raise ValueError(f"{path} 里没有两类短信，两类都要有才能学着分辨{advice}")
     return rows
 
 
@@ -345,7 +350,7 @@ def make_loaders(data_path, tokenizer, context_length, max_length=None, quick=Fa
     balanced = create_balanced_dataset(load_messages(data_path))
     parts = random_split([({"ham": 0, "spam": 1}[label], text) for label, text in balanced], 0.7, 0.1)
     if len(parts[0]) < BATCH_SIZE or not parts[1]:
-        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，切成三份，凑不出一批训练数据（{BATCH_SIZE} 条）")
+        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，切成三份，凑不出一批训练数据（{BATCH_SIZE} 条）；python setup/check_data.py {data_path} 会说怎么办")
     for name, part in zip(("train", "validation", "test"), parts):
         to_csv(part, OUTPUTS / f"{name}.csv")
     if max_length is None:

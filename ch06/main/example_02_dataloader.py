@@ -55,15 +55,20 @@ os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表
 # region 沿用 ch06/main: load_messages, create_balanced_dataset, random_split, to_csv
 def load_messages(path):
     """读短信：每行是「标签<制表符>正文」，标签是 ham（正常）或 spam（垃圾）。（详解见 ch06/main/example_01_data.py）"""
+    advice = f"；哪里不对、怎样转换：python setup/check_data.py {path}"
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [tuple(row) for row in csv.reader(file, delimiter="\t") if row]
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对") from None
+        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对{advice}") from None
     for number, row in enumerate(rows, start=1):
         if len(row) != 2 or row[0] not in ("ham", "spam") or not row[1].strip():
             found = "\t".join(row)[:40]
-            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」")
+            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」{advice}")
+        if (swallowed := row[1].count("\nham\t") + row[1].count("\nspam\t")) > 2:
+            raise ValueError(f"{path} 的第 {number} 条，引号没有配对，吞掉了后面 {swallowed} 行{advice}")
+    if len({label for label, _ in rows}) < 2:
+        raise ValueError(f"{path} 里没有两类短信，两类都要有才能学着分辨{advice}")
     return rows
 
 
@@ -116,6 +121,7 @@ with open(OUTPUTS / "train.csv", encoding="utf-8", newline="") as file:
     texts = [row["Text"] for row in csv.DictReader(file)]
 lengths = [len(tokenizer.encode(text, disallowed_special=())) for text in texts]
 print(f"训练集里，最短 {min(lengths)} 个词元，最长 {max(lengths)}，平均 {sum(lengths) / len(lengths):.1f}")
+# 自己的短信有多长，setup/check_data.py 会画出来：横轴每格翻一倍，看得清大多数在哪里、有几条超过了上下文长度。
 # 张量是整齐的方块，一批里的每一行必须一样长。两条路：
 #   截断到最短：计算省，但别的短信都只剩开头几个词，多半看不出是什么。
 #   填充到最长：一个字不丢，代价是短的后面跟着一长串没有意义的词元，白白计算。书上选这一条。

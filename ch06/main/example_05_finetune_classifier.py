@@ -197,15 +197,20 @@ os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表
 # region 沿用 ch06/main: load_messages, create_balanced_dataset, random_split, to_csv, SpamDataset
 def load_messages(path):
     """读短信：每行是「标签<制表符>正文」，标签是 ham（正常）或 spam（垃圾）。（详解见 ch06/main/example_01_data.py）"""
+    advice = f"；哪里不对、怎样转换：python setup/check_data.py {path}"
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [tuple(row) for row in csv.reader(file, delimiter="\t") if row]
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对") from None
+        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对{advice}") from None
     for number, row in enumerate(rows, start=1):
         if len(row) != 2 or row[0] not in ("ham", "spam") or not row[1].strip():
             found = "\t".join(row)[:40]
-            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」")
+            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」{advice}")
+        if (swallowed := row[1].count("\nham\t") + row[1].count("\nspam\t")) > 2:
+            raise ValueError(f"{path} 的第 {number} 条，引号没有配对，吞掉了后面 {swallowed} 行{advice}")
+    if len({label for label, _ in rows}) < 2:
+        raise ValueError(f"{path} 里没有两类短信，两类都要有才能学着分辨{advice}")
     return rows
 
 

@@ -9,6 +9,7 @@
     python ch06/main/gpt_class_finetune.py                     # 微调第 5 章训练的 mini，分类器和图片写到 ch06/outputs/
     python ch06/main/gpt_class_finetune.py --size 124M         # 书上的那次；先运行 python ch05/main/gpt_download.py
     python ch06/main/gpt_class_finetune.py --classify "You have won a new phone. Call 08081 570211"    # 用微调好的判断一条
+    python setup/check_data.py 我的短信.tsv                    # 换成自己的短信（--data）之前，先查一遍；别的格式它能转换
     mini 约 60 秒，0.6 GB（2 核 CPU）；124M 约 1.8 GB，书上在 M3 笔记本的 CPU 上用了 5.3 分钟
 
 形状记号（全书统一）：
@@ -196,15 +197,21 @@ def load_messages(path):
 
     出处: 原书 6.2 节，那里是一行 pandas.read_csv
     """
+    advice = f"；哪里不对、怎样转换：python setup/check_data.py {path}"
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # -sig：去掉 Windows 记事本加在开头的 BOM
             rows = [tuple(row) for row in csv.reader(file, delimiter="\t") if row]
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对") from None
+        raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对{advice}") from None
     for number, row in enumerate(rows, start=1):
         if len(row) != 2 or row[0] not in ("ham", "spam") or not row[1].strip():
             found = "\t".join(row)[:40]
-            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」")
+            raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」{advice}")
+        # 引号没有配对，后面的行就成了这一条的正文。原书的数据里有一条吞掉两行，书上照读，这里也放过；吞得再多就停。
+        if (swallowed := row[1].count("\nham\t") + row[1].count("\nspam\t")) > 2:
+            raise ValueError(f"{path} 的第 {number} 条，引号没有配对，吞掉了后面 {swallowed} 行{advice}")
+    if len({label for label, _ in rows}) < 2:
+        raise ValueError(f"{path} 里没有两类短信，两类都要有才能学着分辨{advice}")
     return rows
 
 
@@ -620,7 +627,7 @@ def make_loaders(data_path, tokenizer, context_length, max_length=None, quick=Fa
     balanced = create_balanced_dataset(load_messages(data_path))
     parts = random_split([({"ham": 0, "spam": 1}[label], text) for label, text in balanced], 0.7, 0.1)
     if len(parts[0]) < BATCH_SIZE or not parts[1]:
-        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，切成三份，凑不出一批训练数据（{BATCH_SIZE} 条）")
+        raise ValueError(f"{data_path} 平衡之后只有 {len(balanced)} 条，切成三份，凑不出一批训练数据（{BATCH_SIZE} 条）；python setup/check_data.py {data_path} 会说怎么办")
     for name, part in zip(("train", "validation", "test"), parts):
         to_csv(part, OUTPUTS / f"{name}.csv")
     if max_length is None:

@@ -42,17 +42,23 @@ def download_and_load_file(file_path, url):
             text_data = response.read().decode("utf-8")
         with open(file_path, "w", encoding="utf-8") as file:
             file.write(text_data)
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {file_path}"
     try:
-        with open(file_path, encoding="utf-8") as file:
+        with open(file_path, encoding="utf-8-sig") as file:
             data = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON：{error}") from None
+    except (ValueError, RecursionError) as error:
+        place = f"（第 {error.lineno} 行第 {error.colno} 个字符）" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON{place}{advice}") from None
     if not isinstance(data, list) or not data:
-        raise ValueError(f"{file_path} 里应是一个列表，至少一条")
+        raise ValueError(f"{file_path} 里应是一个列表，至少一条{advice}")
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
-        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
+        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts) or not texts[0].strip():
+            wanted = "instruction（不能是空的）、input、output 三段文字，不含 <|endoftext|>"
+            raise ValueError(f"{file_path} 的第 {number} 条应有 {wanted}{advice}")
+        whole = json.dumps(entry, ensure_ascii=False)
+        if whole.encode("utf-8", "ignore").decode("utf-8") != whole:
+            raise ValueError(f"{file_path} 的第 {number} 条有半个表情符号（孤立的代理项）{advice}")
     return data
 
 

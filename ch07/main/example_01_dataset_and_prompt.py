@@ -77,19 +77,26 @@ def download_and_load_file(file_path, url):
         with open(file_path, "w", encoding="utf-8") as file:
             file.write(text_data)
 
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {file_path}"
     try:
-        with open(file_path, encoding="utf-8") as file:
+        with open(file_path, encoding="utf-8-sig") as file:  # -sig：去掉 Windows 记事本加在开头的 BOM
             data = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON：{error}") from None
+    except (ValueError, RecursionError) as error:
+        place = f"（第 {error.lineno} 行第 {error.colno} 个字符）" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON{place}{advice}") from None
     # 原书读进来就用；这里先查一遍，免得训练到一半，才发现有一条写错了。
     if not isinstance(data, list) or not data:
-        raise ValueError(f"{file_path} 里应是一个列表，至少一条")
+        raise ValueError(f"{file_path} 里应是一个列表，至少一条{advice}")
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
         # <|endoftext|> 表示"到此为止"，混在正文里，会把一条数据切成两条。
-        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
+        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts) or not texts[0].strip():
+            wanted = "instruction（不能是空的）、input、output 三段文字，不含 <|endoftext|>"
+            raise ValueError(f"{file_path} 的第 {number} 条应有 {wanted}{advice}")
+        # JSON 里写成 "\ud83d" 的是半个表情符号：读得进来，写不出去，训练完了存回答时才报错。
+        whole = json.dumps(entry, ensure_ascii=False)
+        if whole.encode("utf-8", "ignore").decode("utf-8") != whole:
+            raise ValueError(f"{file_path} 的第 {number} 条有半个表情符号（孤立的代理项）{advice}")
     return data
 
 
@@ -139,6 +146,8 @@ for title, wanted in [("有 input 的一条", True), ("没有 input 的一条，
 # %% ③ 切成三份：85% 训练，10% 测试，5% 验证
 # 按文件里的次序切，不打乱：谁来切都得到同样的三份，分数才能互相比较。
 # 代价是文件本身必须是乱序的。假如前一半全是"复数"、后一半全是"过去式"，测试的题训练时就一道都没见过。
+# 反过来，同一道题抄了几遍、散在各处，测试的题就是练过的：分数好看，考的却是记性。
+# 自己的数据有没有这两种毛病，setup/check_data.py 照同样的切法数给你看：一字不差的几条，只差几个字的几条，各是第几条。
 train_portion = int(len(data) * 0.85)
 test_portion = int(len(data) * 0.1)
 train_data = data[:train_portion]

@@ -42,17 +42,23 @@ def download_and_load_file(file_path, url):
             text_data = response.read().decode("utf-8")
         with open(file_path, "w", encoding="utf-8") as file:
             file.write(text_data)
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {file_path}"
     try:
-        with open(file_path, encoding="utf-8") as file:
+        with open(file_path, encoding="utf-8-sig") as file:
             data = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON：{error}") from None
+    except (ValueError, RecursionError) as error:
+        place = f"（第 {error.lineno} 行第 {error.colno} 个字符）" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON{place}{advice}") from None
     if not isinstance(data, list) or not data:
-        raise ValueError(f"{file_path} 里应是一个列表，至少一条")
+        raise ValueError(f"{file_path} 里应是一个列表，至少一条{advice}")
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
-        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
+        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts) or not texts[0].strip():
+            wanted = "instruction（不能是空的）、input、output 三段文字，不含 <|endoftext|>"
+            raise ValueError(f"{file_path} 的第 {number} 条应有 {wanted}{advice}")
+        whole = json.dumps(entry, ensure_ascii=False)
+        if whole.encode("utf-8", "ignore").decode("utf-8") != whole:
+            raise ValueError(f"{file_path} 的第 {number} 条有半个表情符号（孤立的代理项）{advice}")
     return data
 
 
@@ -325,23 +331,55 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-# %% 7.4　① 凑批的函数：先填好两个参数
+# %% 7.4　① 训练之前，先看每一条学得到东西吗
+def check_trainable(data, tokenizer, context_length, batch_size, path):
+    """凑得出一批吗，有回答可学吗，每一条的回答都留得下吗；不行就说是第几条，不训练。
+
+    参数:
+        data (list[dict]): 指令数据
+        tokenizer (tiktoken.Encoding): 分词器
+        context_length (int): 模型最多看多少个词元，更长的截掉
+        batch_size (int): 一批几条
+        path (Path): 数据从哪个文件来，报错时要说
+
+    异常:
+        ValueError: 条数太少，回答全是空的，或有一条的提示词就占满了上下文
+    """
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {path} --context {context_length}"
+    if int(len(data) * 0.85) < batch_size or int(len(data) * 0.1) < 1:
+        raise ValueError(f"{path} 只有 {len(data)} 条，切成三份，凑不出一批训练数据（{batch_size} 条），或没有测试集{advice}")
+    if not any(entry["output"].strip() for entry in data):
+        raise ValueError(f"{path} 里每一条的 output 都是空的，没有回答可学{advice}")
+    for number, entry in enumerate(data, start=1):
+        prompt_length = len(tokenizer.encode(format_input(entry) + "\n\n### Response:\n"))
+        # 截断从尾巴截起，而回答就在尾巴上：提示词占满了，回答一个词元也不剩，学的只是提示词，损失照样在降。
+        if prompt_length > context_length:
+            raise ValueError(f"{path} 的第 {number} 条，提示词就有 {prompt_length} 个词元，回答全被截掉{advice}")
+
+
+# %% ② 凑批的函数：先填好两个参数
 # DataLoader 只会给它一批样本；device 和最长长度用 partial 先填好，就得到一个只要一个参数的新函数。
 # 凑批时就搬到设备上，与留到训练循环里再搬没有两样：DataLoader 的 num_workers 是 0，凑批本来就在主进程里。
 # 开了子进程（num_workers > 0）不要这样写：PyTorch 不建议在子进程里造 CUDA 张量，应当留在 CPU 上，到训练循环里再搬。
 # 这里用 0：macOS 和 Windows 上开子进程常出问题；数据很小，0 就够快。
 customized_collate_fn = partial(custom_collate_fn, device=DEVICE, allowed_max_length=1024)  # 1024 是 GPT-2 的上下文长度
 
-# %% ② 三个加载器
+# %% ③ 三个加载器
 path = find_data("instruction-data.json", "instructions.json")
+tokenizer = tiktoken.get_encoding("gpt2")
 data = download_and_load_file(path, URL)
+check_trainable(data, tokenizer, 1024, BATCH_SIZE, path)
 train_portion, test_portion = int(len(data) * 0.85), int(len(data) * 0.1)
 train_data = data[:train_portion]
 test_data = data[train_portion : train_portion + test_portion]
 val_data = data[train_portion + test_portion :]
 print(f"【7.4】{path}　{len(data)} 条")
+# 截断只看长短，不看内容：离上限还有多远，训练之前就该知道。自己的数据，用 setup/check_data.py 看，它会画出来。
+longest_prompt = max(len(tokenizer.encode(format_input(entry))) for entry in data)
+print(f"最长的提示词 {longest_prompt} 个词元，上限 1024：每一条的回答都留得下")
+# 换成 mini，上限只有 256。提示词里的开场白、标题就要四十来个，留给题目和回答的两百出头，长文章的摘要、翻译就放不下了。
+# 放不下有三个办法：去掉那几条，把题目改短，换上下文更长的模型。哪一个都好过不知道。
 
-tokenizer = tiktoken.get_encoding("gpt2")
 torch.manual_seed(123)  # 打乱次序用的随机数从这里取起，每一批是哪几条，由种子和之前取过几次决定
 
 train_dataset = InstructionDataset(train_data, tokenizer)

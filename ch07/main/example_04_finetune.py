@@ -42,7 +42,7 @@ here = Path(__file__ if "__file__" in globals() else "x").resolve()  # 笔记本
 OUTPUTS = next((folder / "ch07" for folder in here.parents if (folder / "ch07").is_dir()), Path()) / "outputs"
 
 
-# region 沿用 ch07/main: download_and_load_file, format_input, InstructionDataset, custom_collate_fn
+# region 沿用 ch07/main: download_and_load_file, format_input, InstructionDataset, custom_collate_fn, check_trainable
 def download_and_load_file(file_path, url):
     """读指令数据；file_path 不存在，就先从 url 下载。（详解见 ch07/main/example_01_dataset_and_prompt.py）"""
     if not os.path.exists(file_path):
@@ -50,17 +50,23 @@ def download_and_load_file(file_path, url):
             text_data = response.read().decode("utf-8")
         with open(file_path, "w", encoding="utf-8") as file:
             file.write(text_data)
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {file_path}"
     try:
-        with open(file_path, encoding="utf-8") as file:
+        with open(file_path, encoding="utf-8-sig") as file:
             data = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON：{error}") from None
+    except (ValueError, RecursionError) as error:
+        place = f"（第 {error.lineno} 行第 {error.colno} 个字符）" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON{place}{advice}") from None
     if not isinstance(data, list) or not data:
-        raise ValueError(f"{file_path} 里应是一个列表，至少一条")
+        raise ValueError(f"{file_path} 里应是一个列表，至少一条{advice}")
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
-        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
+        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts) or not texts[0].strip():
+            wanted = "instruction（不能是空的）、input、output 三段文字，不含 <|endoftext|>"
+            raise ValueError(f"{file_path} 的第 {number} 条应有 {wanted}{advice}")
+        whole = json.dumps(entry, ensure_ascii=False)
+        if whole.encode("utf-8", "ignore").decode("utf-8") != whole:
+            raise ValueError(f"{file_path} 的第 {number} 条有半个表情符号（孤立的代理项）{advice}")
     return data
 
 
@@ -114,6 +120,19 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
         inputs_lst.append(inputs)
         targets_lst.append(targets)
     return torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)  # (b, t)，(b, t)
+
+
+def check_trainable(data, tokenizer, context_length, batch_size, path):
+    """凑得出一批吗，有回答可学吗，每一条的回答都留得下吗；不行就说是第几条，不训练。（详解见 ch07/main/example_03_loaders_and_start_model.py）"""
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {path} --context {context_length}"
+    if int(len(data) * 0.85) < batch_size or int(len(data) * 0.1) < 1:
+        raise ValueError(f"{path} 只有 {len(data)} 条，切成三份，凑不出一批训练数据（{batch_size} 条），或没有测试集{advice}")
+    if not any(entry["output"].strip() for entry in data):
+        raise ValueError(f"{path} 里每一条的 output 都是空的，没有回答可学{advice}")
+    for number, entry in enumerate(data, start=1):
+        prompt_length = len(tokenizer.encode(format_input(entry) + "\n\n### Response:\n"))
+        if prompt_length > context_length:
+            raise ValueError(f"{path} 的第 {number} 条，提示词就有 {prompt_length} 个词元，回答全被截掉{advice}")
 
 
 # endregion
@@ -392,18 +411,20 @@ def confirm(claim, ok, hint):
 
 # %% 7.6　① 数据和模型：与 7.2–7.5 节相同
 path = find_data("instruction-data.json", "instructions.json")
+ckpt = torch.load(find_data("gpt_mini.pth"), map_location="cpu", weights_only=True)
+config = ckpt["config"] | {"drop_rate": 0.0}  # 与书上相同，微调时不用 dropout
+tokenizer = tiktoken.get_encoding("gpt2")
+# 先查再练：凑不出一批，损失会是 nan；提示词占满了上下文，回答一个词元也不剩，损失却照样在降。两样都白练。
 data = download_and_load_file(path, URL)
+check_trainable(data, tokenizer, config["context_length"], BATCH_SIZE, path)
 train_portion, test_portion = int(len(data) * 0.85), int(len(data) * 0.1)
 train_data = data[:train_portion]
 val_data = data[train_portion + test_portion :]
 
-ckpt = torch.load(find_data("gpt_mini.pth"), map_location="cpu", weights_only=True)
-config = ckpt["config"] | {"drop_rate": 0.0}  # 与书上相同，微调时不用 dropout
 model = GPTModel(config)
 model.load_state_dict(ckpt["model"])
 model.to(DEVICE)
 
-tokenizer = tiktoken.get_encoding("gpt2")
 collate = partial(custom_collate_fn, device=DEVICE, allowed_max_length=config["context_length"])
 train_set, val_set = InstructionDataset(train_data, tokenizer), InstructionDataset(val_data, tokenizer)
 train_loader = DataLoader(train_set, BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=collate)

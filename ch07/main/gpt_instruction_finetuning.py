@@ -9,6 +9,7 @@
     python ch07/main/gpt_instruction_finetuning.py                                        # 微调 mini，回答测试集
     python ch07/main/gpt_instruction_finetuning.py --ask "Adjective: hot. What is the opposite of hot?"   # 问一句
     python ch07/main/gpt_instruction_finetuning.py --size 355M                            # 书上的那次微调，见 README
+    python setup/check_data.py 我的指令.json       # 换成自己的数据（--data）之前，先查一遍；聊天记录、JSONL 它能转换
     mini 约 4 分钟，1.2 GB（2 核 CPU）；--quick 约 12 秒
 
 形状记号：b 批大小　t 序列长度（词元数）　d 嵌入维度　h 头数　k 每个头的维度（k = d / h）　V 词表大小　n 个数
@@ -49,7 +50,7 @@ OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/instruction-data.json"
 
 
-# region 沿用（含注释） ch07/main: download_and_load_file, format_input, InstructionDataset, custom_collate_fn, generate_response
+# region 沿用（含注释） ch07/main: download_and_load_file, format_input, InstructionDataset, custom_collate_fn, check_trainable, generate_response
 def download_and_load_file(file_path, url):
     """读指令数据；file_path 不存在，就先从 url 下载。
 
@@ -72,19 +73,26 @@ def download_and_load_file(file_path, url):
         with open(file_path, "w", encoding="utf-8") as file:
             file.write(text_data)
 
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {file_path}"
     try:
-        with open(file_path, encoding="utf-8") as file:
+        with open(file_path, encoding="utf-8-sig") as file:  # -sig：去掉 Windows 记事本加在开头的 BOM
             data = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON：{error}") from None
+    except (ValueError, RecursionError) as error:
+        place = f"（第 {error.lineno} 行第 {error.colno} 个字符）" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{file_path} 不是 UTF-8 编码的 JSON{place}{advice}") from None
     # 原书读进来就用；这里先查一遍，免得训练到一半，才发现有一条写错了。
     if not isinstance(data, list) or not data:
-        raise ValueError(f"{file_path} 里应是一个列表，至少一条")
+        raise ValueError(f"{file_path} 里应是一个列表，至少一条{advice}")
     for number, entry in enumerate(data, start=1):
         texts = [entry.get(key) for key in ("instruction", "input", "output")] if isinstance(entry, dict) else [None]
         # <|endoftext|> 表示"到此为止"，混在正文里，会把一条数据切成两条。
-        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts):
-            raise ValueError(f"{file_path} 的第 {number} 条应有 instruction、input、output 三段文字，不含 <|endoftext|>")
+        if not all(isinstance(text, str) and "<|endoftext|>" not in text for text in texts) or not texts[0].strip():
+            wanted = "instruction（不能是空的）、input、output 三段文字，不含 <|endoftext|>"
+            raise ValueError(f"{file_path} 的第 {number} 条应有 {wanted}{advice}")
+        # JSON 里写成 "\ud83d" 的是半个表情符号：读得进来，写不出去，训练完了存回答时才报错。
+        whole = json.dumps(entry, ensure_ascii=False)
+        if whole.encode("utf-8", "ignore").decode("utf-8") != whole:
+            raise ValueError(f"{file_path} 的第 {number} 条有半个表情符号（孤立的代理项）{advice}")
     return data
 
 
@@ -180,6 +188,31 @@ def custom_collate_fn(batch, pad_token_id=50256, ignore_index=-100, allowed_max_
         inputs_lst.append(inputs)
         targets_lst.append(targets)
     return torch.stack(inputs_lst).to(device), torch.stack(targets_lst).to(device)  # (b, t)，(b, t)
+
+
+def check_trainable(data, tokenizer, context_length, batch_size, path):
+    """凑得出一批吗，有回答可学吗，每一条的回答都留得下吗；不行就说是第几条，不训练。
+
+    参数:
+        data (list[dict]): 指令数据
+        tokenizer (tiktoken.Encoding): 分词器
+        context_length (int): 模型最多看多少个词元，更长的截掉
+        batch_size (int): 一批几条
+        path (Path): 数据从哪个文件来，报错时要说
+
+    异常:
+        ValueError: 条数太少，回答全是空的，或有一条的提示词就占满了上下文
+    """
+    advice = f"；全部问题和转换的办法：python setup/check_data.py {path} --context {context_length}"
+    if int(len(data) * 0.85) < batch_size or int(len(data) * 0.1) < 1:
+        raise ValueError(f"{path} 只有 {len(data)} 条，切成三份，凑不出一批训练数据（{batch_size} 条），或没有测试集{advice}")
+    if not any(entry["output"].strip() for entry in data):
+        raise ValueError(f"{path} 里每一条的 output 都是空的，没有回答可学{advice}")
+    for number, entry in enumerate(data, start=1):
+        prompt_length = len(tokenizer.encode(format_input(entry) + "\n\n### Response:\n"))
+        # 截断从尾巴截起，而回答就在尾巴上：提示词占满了，回答一个词元也不剩，学的只是提示词，损失照样在降。
+        if prompt_length > context_length:
+            raise ValueError(f"{path} 的第 {number} 条，提示词就有 {prompt_length} 个词元，回答全被截掉{advice}")
 
 
 def generate_response(model, tokenizer, entry, device, max_new_tokens=256):
@@ -603,8 +636,6 @@ def finetune(args):
     print(f"数据　{path}　训练 {len(train_data)} 条，验证 {len(val_data)} 条，测试 {len(test_data)} 条")
     if args.quick:
         train_data, val_data, test_data = train_data[: max(64, batch_size)], val_data[:8], test_data[:3]
-    if len(train_data) < batch_size or not test_data:
-        raise ValueError(f"{path} 只有 {len(data)} 条，切成三份，凑不出一批训练数据（{batch_size} 条），或没有测试集")
 
     # 7.5　预训练过的模型
     model, config = load_model(find_data(WEIGHTS[args.size]))
@@ -613,6 +644,7 @@ def finetune(args):
 
     # 7.4　数据加载器
     tokenizer = tiktoken.get_encoding("gpt2")
+    check_trainable(data, tokenizer, config["context_length"], batch_size, path)
     collate = partial(custom_collate_fn, device=device, allowed_max_length=config["context_length"])
     torch.manual_seed(123)
     train_set, val_set = InstructionDataset(train_data, tokenizer), InstructionDataset(val_data, tokenizer)
