@@ -70,7 +70,7 @@ def load_messages(path):
     """
     advice = f"；哪里不对、怎样转换：python setup/check_data.py {path}"
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # -sig：去掉 Windows 记事本加在开头的 BOM
+        with open(path, encoding="utf-8-sig") as file:  # -sig：去掉 Windows 记事本加在开头的 BOM
             rows = [tuple(row) for row in csv.reader(file, delimiter="\t") if row]
     except (OSError, UnicodeDecodeError, csv.Error):
         raise ValueError(f"读不了 {path}：没有这个文件，或不是 UTF-8 编码的文本，或引号没有配对{advice}") from None
