@@ -188,8 +188,9 @@ def load_messages(path):
             raise ValueError(f"{path} 的第 {number} 条是 {found!r}，应为「ham 或 spam<制表符>正文」{advice}")
         if (swallowed := row[1].count("\nham\t") + row[1].count("\nspam\t")) > 2:
             raise ValueError(f"{path} 的第 {number} 条，引号没有配对，吞掉了后面 {swallowed} 行{advice}")
-    if len({label for label, _ in rows}) < 2:
-        raise ValueError(f"{path} 里没有两类短信，两类都要有才能学着分辨{advice}")
+    ham = sum(label == "ham" for label, _ in rows)
+    if not 0 < ham < len(rows):
+        raise ValueError(f"{path} 里有 {ham} 条 ham、{len(rows) - ham} 条 spam，两类都要有才能学着分辨{advice}")
     return rows
 
 

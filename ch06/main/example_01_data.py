@@ -81,8 +81,9 @@ def load_messages(path):
         # 引号没有配对，后面的行就成了这一条的正文。原书的数据里有一条吞掉两行，书上照读，这里也放过；吞得再多就停。
         if (swallowed := row[1].count("\nham\t") + row[1].count("\nspam\t")) > 2:
             raise ValueError(f"{path} 的第 {number} 条，引号没有配对，吞掉了后面 {swallowed} 行{advice}")
-    if len({label for label, _ in rows}) < 2:
-        raise ValueError(f"{path} 里没有两类短信，两类都要有才能学着分辨{advice}")
+    ham = sum(label == "ham" for label, _ in rows)
+    if not 0 < ham < len(rows):
+        raise ValueError(f"{path} 里有 {ham} 条 ham、{len(rows) - ham} 条 spam，两类都要有才能学着分辨{advice}")
     return rows
 
 

@@ -43,6 +43,7 @@ PROGRAMS = [
     "experiments/exercise_6_2_whole_model.py",
     "experiments/exercise_6_3_first_token.py",
 ]
+EXPERIMENTS = ["experiments/exp_pretraining_worth.py"]  # 各有自己的测试
 
 
 def load(path):
@@ -764,7 +765,7 @@ def test_exercises_change_only_one_thing(project, finetune, small_data, command_
 def test_every_script_is_listed():
     """新写的脚本必须加进上面的清单，也必须写进 README。"""
     found = sorted(f"{path.parent.name}/{path.name}" for folder in ("main", "experiments") for path in (CHAPTER / folder).glob("*.py"))
-    assert found == sorted(WALKTHROUGHS + PROGRAMS)
+    assert found == sorted(WALKTHROUGHS + PROGRAMS + EXPERIMENTS)
     readme = (CHAPTER / "README.md").read_text(encoding="utf-8")
     assert not [script for script in found if script.split("/")[1] not in readme]
     assert all(f"6.{number}" in readme for number in range(1, 9))
