@@ -184,11 +184,15 @@ def read_messages(text):
     first = text.lstrip("\n").split("\n")[0]
     delimiter = re.match(r"\W?\w*\W??([\t,;])", first)  # 第一栏后面的那个
     delimiter = delimiter[1] if delimiter else "\t"
-    csv.field_size_limit(sys.maxsize)  # 引号没有配对时，一栏会很长
     lines, table, issues, end = text.split("\n"), [], [], 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    for cells in reader:
-        start, end = end + 1, reader.line_num
+    limit = csv.field_size_limit(sys.maxsize)  # 引号没有配对时，一栏会很长
+    try:
+        records = [(cells, reader.line_num) for cells in reader]
+    finally:
+        csv.field_size_limit(limit)  # 这个上限是全局的，用完放回去
+    for cells, last in records:
+        start, end = end + 1, last
         swallowed = any(re.search(r"\n[^\n\t]*\t" if delimiter == "\t" else rf"(?i)\n(ham|spam|0|1){delimiter}", cell) for cell in cells)
         if swallowed and len(cells) > 1 and cells[1].startswith(BOOK_QUOTE):
             issues.append((NOTE, "引号没有配对，吞掉了后面两行；原书的数据就是这样，照旧", f"第 {start} 行"))
