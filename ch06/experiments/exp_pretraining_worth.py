@@ -11,7 +11,7 @@
 运行：
     python ch06/experiments/exp_pretraining_worth.py               # 先 python ch05/experiments/exp_real_llm.py --convert；图片写到 ch06/outputs/
     python ch06/experiments/exp_pretraining_worth.py --quick       # 只用 mini，看流程，不下结论
-    约 N 秒，N GB（2 核 CPU）；有原书的短信就两份数据都做，加倍；算过的存着，再运行几秒钟就出结果；--quick 约 N 秒
+    约 4 分钟，1.5 GB（2 核 CPU）；有原书的短信就两份数据都做，加倍；算过的存着，再运行几秒钟就出结果；--quick 约 5 秒
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　l 层数　n 短信条数　m 标注了几条　q 考卷有几条　w 词袋里有几种词元
 """
@@ -714,8 +714,9 @@ def compare(args):
             judge(results[title], counts[title])
     if len(paths) == 2:
         across(data, vectors, chosen)
-    draw(results, counts, per_layer, OUTPUTS / "pretraining_worth.png")
-    print(f"\n图片已写到 {OUTPUTS / 'pretraining_worth.png'}")
+    path = OUTPUTS / f"pretraining_worth{'_quick' if args.quick else ''}.png"
+    draw(results, counts, per_layer, path)
+    print(f"\n图片已写到 {path}")
     check(data, vectors, chosen)
 
 

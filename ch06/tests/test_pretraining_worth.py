@@ -118,7 +118,7 @@ def test_quick(module, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("LLM_DATA_DIR", "")
     code, out, _ = run(module, monkeypatch, capsys, tmp_path, "--quick")
     assert code == 0 and "不下结论" in out and "✗" not in out and "更高" not in out and "SmolLM2" not in out
-    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["exp_pretraining_worth", "pretraining_worth.png"]
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["exp_pretraining_worth", "pretraining_worth_quick.png"]
     (kept,) = (tmp_path / "outputs" / "exp_pretraining_worth").iterdir()
     before = kept.stat().st_mtime_ns
     again = run(module, monkeypatch, capsys, tmp_path, "--quick")[1]

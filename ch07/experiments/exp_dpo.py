@@ -12,7 +12,7 @@
     python ch07/experiments/exp_dpo.py              # 先装好 SmolLM2，见 ch05/experiments/exp_real_llm.py；图片写到 ch07/outputs/
     python ch07/experiments/exp_dpo.py --book       # 换成书上的 1,100 对（python setup/download.py preference-data）
     python ch07/experiments/exp_dpo.py --quick      # 用一个随机的小模型走一遍流程，不用装 SmolLM2
-    约 600 秒，3 GB（2 核 CPU；按一步 4 秒估的，还没有整个量过）；训练过的存着，中断了再运行就接着做
+    约 600 秒，3.2 GB（2 核 CPU）；训练过的存着，中断了再运行就接着做
 
 形状记号：b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　n 几条　m 回答有几个词元
 """
@@ -733,7 +733,8 @@ def report(base, runs, quick, path):
         turned = sum(start["polite"] <= 0.2 and run["test"]["polite"] >= 0.8 for run in each)
         cheap = sum(run["test"]["perplexity"] <= 1.05 * start["perplexity"] for run in each)
         changes = [run["test"]["correct"] - start["correct"] for run in each]
-        word = "答对的都少了" if max(changes) < 0 else "答对的都多了" if min(changes) > 0 else "答对的变多变少，分不出"
+        noise = 2 * (start["correct"] * (1 - start["correct"]) / len(start["answers"])) ** 0.5  # 换一批题，答对的比例大约出入多少
+        word = "答对的都少了" if max(changes) < -noise else "答对的都多了" if min(changes) > noise else f"答对的变多变少，分不出：换一批题就能差 {100 * noise:.0f} 个百分点"
         right = f"；{word}（{'、'.join(f'{100 * change:+.0f}' for change in changes)} 个百分点）" if start["correct"] == start["correct"] else ""
         print(f"{name}：{len(each)} 个种子里，{turned} 个把客气的从两成以下改到八成以上，{cheap} 个的困惑度涨得不到 5%{right}")
     for index in () if quick else range(3):
@@ -750,8 +751,9 @@ def report(base, runs, quick, path):
                 axis.plot([row["step"] for row in curve], [row[key] for row in curve], ".-", color=f"C{color}", linewidth=1, label=None if number else name)
                 axis.plot(run["curve"][-1]["step"], run["test"][key], "x", color=f"C{color}", markersize=9)
         axis.axhline(base["test"][key], color="0.6", linestyle="--", linewidth=1)
-        axis.set(title=MEASURES[key][0], xlabel="训练步数", ylabel=MEASURES[key][0])
-    axes[1, 2].axhline(1.05 * base["test"]["perplexity"], color="C3", linewidth=1)  # 涨 5%
+        axis.set(title=MEASURES[key][0], xlabel="训练步数")
+    axes[1, 2].axhline(1.05 * base["test"]["perplexity"], color="C3", linewidth=1, label="涨 5%")
+    axes[1, 2].legend()
     axes[0, 0].legend()
     figure.savefig(path, dpi=150)
     print(f"图片已写到 {path}")
