@@ -9,9 +9,6 @@
         3. 把 accept 里的 if self.lock.locked() 改成 if False，加 --quick 运行：正在写的时候又收下一句，按过的停也跟着忘了，自查变成 ✗。
 
 运行：
-           问了别的问题，缓存里却还是上一个问题，自查变成 ✗。
-
-运行：
     python ch05/experiments/exp_chat_page.py                                     # 先 pip install -r setup/requirements-ui.txt；浏览器打开它印出的地址
     python ch05/experiments/exp_chat_page.py --model ch05/outputs/gpt_mini.pth   # 本项目的任何检查点：第 5 章的、第 7 章微调过的
     python ch05/experiments/exp_chat_page.py --quick                             # 不开网页，问一句，自查；用不着 gradio
