@@ -14,7 +14,7 @@
     python ch07/experiments/exp_grpo.py --kl 0.05       # 离原来的模型越远，罚得越多
     python ch07/experiments/exp_grpo.py --task words    # 两步应用题，写出步骤（能练到多少，还没有量过）
     python ch07/experiments/exp_grpo.py --quick         # 随机的小模型，几秒钟
-    约 15 分钟，3 GB（2 核 CPU；按一步 4 秒估的，还没有整个量过）；练完的种子存着，断了再运行就接着来
+    约 15 分钟，2 GB（2 核 CPU）；练完的种子存着，断了再运行就接着来
 
 GRPO 的一步：每道题采样 G 个答案，打分；比同组平均好的，让它更可能，差的，让它更不可能。没有价值网络，也没有奖励模型。
 
