@@ -12,7 +12,7 @@
 运行：
     python ch07/experiments/exp_grpo.py                 # 先 python ch05/experiments/exp_real_llm.py --convert；图片写到 ch07/outputs/
     python ch07/experiments/exp_grpo.py --kl 0.05       # 离原来的模型越远，罚得越多
-    python ch07/experiments/exp_grpo.py --task words    # 两步应用题，写出步骤（能练到多少，还没有量过）
+    python ch07/experiments/exp_grpo.py --task words    # 两步应用题：SmolLM2 几乎一道也答不对，看全错的组怎样练不动
     python ch07/experiments/exp_grpo.py --quick         # 随机的小模型，几秒钟
     约 15 分钟，2 GB（2 核 CPU）；练完的种子存着，断了再运行就接着来
 
