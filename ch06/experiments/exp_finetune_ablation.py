@@ -53,7 +53,7 @@ BASELINE |= {"rank": 0, "alpha": 0.0, "shift": 0, "labels": 128, "epochs": 3, "l
 LORA = {"train": "lora", "rank": 16, "alpha": 256.0}  # 书上的程序只乘 α = 16，没有除以秩：这里 α/r 同样是 16 倍
 PRETRAINED, RANDOM = "预训练过的，训练最后一块", "随机的权重，训练全部"
 # --labels：各标注几条，与基线差在哪里；各走 96 步左右，至少 2 轮
-LABEL_STUDY = {PRETRAINED: ([16, 32, 64, 256], {"position": "flexible", "padded": 0}), RANDOM: ([32, 256, 1045], {"position": "flexible", "padded": 0, "train": "all", "weights": "random"})}
+LABEL_STUDY = {PRETRAINED: ([16, 32, 64, 256], {"position": "mean"}), RANDOM: ([32, 256, 1045], {"position": "mean", "train": "all", "weights": "random"})}
 REPORTING = {"side_by_side", "paired_interval", "find_data", "confirm", "choose_variants", "told", "book_told", "wide", "table", "judge_labels", "draw", "check", "main"}  # 改了它们，不必重新训练
 
 

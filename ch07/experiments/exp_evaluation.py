@@ -3,7 +3,7 @@
 问题：　120 道有确定答案的小题，SmolLM2 各答一遍。一字不差、归一化、ROUGE-L、标准答案的困惑度、选字母、比选项的概率、请模型当裁判：哪几把尺子说得到一起去？
 先猜：　提问前加两个例子，"一字不差"的分数会涨多少？真的答对的，又多了多少？（先想 10 秒，再运行）
 看点：　① 两栏之差：例子教的是格式，还是知识；② 左上：两把尺子的一致程度（kappa），0 是碰巧；③ 右上：选字母，它挑的是答案，还是位置；
-        ④ 左下：答错的，ROUGE-L 也很高；⑤ 右下：差 3 分，要考几道题才看得出。
+        ④ 左下：答错的，ROUGE-L 也有高的，答对的也有低的；⑤ 右下：差 3 分，要考几道题才看得出。
 动手改：1. 把 rouge_l 里的 max(row[j], above[j + 1]) 改成 0，加 --quick 运行：成了最长公共子串，隔开的词不算，自查变成 ✗。
         2. 把 kappa 里的 (agree - luck) / (1 - luck) 改成 agree，加 --quick 运行：碰巧一致的也算进去，自查变成 ✗。
         3. 把 collect 里的 options[shift:] + options[:shift] 改成 options，加 --quick 运行：对的总在 A，位置和内容分不开，自查变成 ✗。
@@ -11,7 +11,7 @@
 运行：
     python ch07/experiments/exp_evaluation.py            # 先 python ch05/experiments/exp_real_llm.py --convert；图片写到 ch07/outputs/
     python ch07/experiments/exp_evaluation.py --quick    # 随机的小模型，几秒钟
-    约 N 秒，N GB（2 核 CPU）；问过的存着，断了再运行就接着问；装了 rouge-score（pip install -r setup/requirements-rouge.txt）就与它核对
+    约 3 分钟，3 GB（2 核 CPU）；问过的存着，断了再运行就接着问；--quick 约 5 秒；装了 rouge-score（pip install -r setup/requirements-rouge.txt）就与它核对
 
 形状记号：b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　p 题数　G 每道题几个答案　n 答案数，或题数　m 答案的词元数　r 还没写完的行数
 """
@@ -53,7 +53,7 @@ FACTS = [
 EXAMPLES = [("What is the capital of Canada?", "The capital of Canada is Ottawa."), ("What is the past tense of sing?", "The past tense of sing is sang.")]  # 「加两个例子」加的
 JUDGE = "Given the input `{}` and correct output `{}`, score the model response `{}` on a scale from 0 to 100, where 100 is the best score. Respond with the integer number only."  # 书上 7.8 节的问法
 MAX_NEW_TOKENS, DRAWS, SEED = 32, 1000, 123  # 最多写几个词元；自助法重抽几次
-LINES = {"ROUGE-L": 0.7, "裁判": 50}  # 变成对错时，几分算对
+LINES = {"ROUGE-L": 0.7, "裁判": 50, "裁判，取第一个数": 50}  # 变成对错时，几分算对
 PLAIN, SHOTS = "直接问", "加两个例子"
 TRUTH = "规则"  # 说到了对的、没有说到同一类里别的答案，就算对：别的尺子都与它比
 
@@ -369,7 +369,7 @@ def parse_score(reply):
 def rank_correlation(a, b):
     """等级相关（Spearman）：先换成名次，并列的取平均，再算相关系数；有一边全都并列，就是 0。（详解见 ch07/experiments/exp_reward_model.py）"""
     ranks = [(torch.sign(x[:, :, None] - x[:, None])).double().sum(dim=2) for x in (a, b)]
-    return (ranks[0] * ranks[1]).sum(dim=1) / (ranks[0].norm(dim=1) * ranks[1].norm(dim=1)).clamp(min=1e-9)  # (n,)
+    return (ranks[0] * ranks[1]).sum(dim=1) / (ranks[0].norm(dim=1) * ranks[1].norm(dim=1)).clamp(min=1e-9)  # (p,)
 
 
 # endregion
@@ -629,6 +629,7 @@ def score(entries, data):
             "归一化": [normalise(text) in (normalise(entry["gold"]), normalise(entry["key"])) for text, entry in zip(texts, entries)],
             "ROUGE-L": [rouge_l(text, entry["gold"]) for text, entry in zip(texts, entries)],
             "裁判": [parse_score(reply) for reply in data["裁判", system]],
+            "裁判，取第一个数": [float(number[0]) if (number := re.search(r"\d+", reply)) else None for reply in data["裁判", system]],  # "The answer is 100." 也算
         }
     table[PLAIN] |= {
         "选字母": [picked[0][0] == picked[0][1] for picked in data["字母"]],  # 对的在 A 的那一种排法
@@ -649,12 +650,12 @@ def mean(values):
     return statistics.mean(values or [0.0])
 
 
-def report_answers(entries, texts, table):
+def report_answers(entries, texts, replies, table):
     """① 加两个例子，每把尺子的分数变了多少；② 各把尺子与规则说得到一起吗，再举几个说不到一起的例子。
 
     参数:
         entries (list[dict]): 题
-        texts (list[str]): 直接问的回答
+        texts, replies (list[str]): 直接问的回答；裁判的话，两个系统的接在一起
         table (dict): score 的结果
     """
     print("\n① 加两个例子，分数变了多少？括号里是配对重抽的 95% 区间，p 是 McNemar 检验的")
@@ -667,19 +668,20 @@ def report_answers(entries, texts, table):
 
     mine, truth = table[PLAIN], table[PLAIN][TRUTH]
     print(f"\n② 与「{TRUTH}」说得到一起吗？（{PLAIN}；括号里是 95% 区间）")
-    for name, verdicts in as_verdicts(mine).items():
+    for name, verdicts in list(as_verdicts(mine).items())[1:]:  # 第一把就是规则
         low, high = bootstrap(kappa, truth, verdicts)
         print(f"  {name}　判对的 {mean(verdicts):.0%}　一致 {mean([x == y for x, y in zip(truth, verdicts)]):.0%}　kappa {kappa(truth, verdicts):.2f}（{low:.2f} … {high:.2f}）")
     rank = lambda a, b: rank_correlation(*(torch.tensor([column], dtype=torch.float64) for column in (a, b))).item()  # noqa: E731
-    for name, sign in (("ROUGE-L", 1), ("裁判", 1), ("标准答案的困惑度", -1)):  # 困惑度越低越好，反过来
+    for name, sign in (("ROUGE-L", 1), ("裁判", 1), ("裁判，取第一个数", 1), ("标准答案的困惑度", -1)):  # 困惑度越低越好，反过来
         rows = [(float(x), sign * y) for x, y in zip(truth, mine[name]) if y is not None]
         if rows:
             low, high = bootstrap(rank, *zip(*rows))
             print(f"  {name}　与对错的等级相关 {rank(*zip(*rows)):.2f}（{low:.2f} … {high:.2f}）")
-    scores = [value for system in table.values() for value in system["裁判"]]
-    given = [value for value in scores if value is not None]
-    favourite = statistics.mode(given) if given else None
-    print(f"  裁判：{len(scores)} 句里 {len(scores) - len(given)} 句看不出几分；给得最多的是 {favourite} 分，占 {mean([value == favourite for value in given]):.0%}")
+    lost = [reply for reply in replies if parse_score(reply) is None]
+    given = [parse_score(reply) for reply in replies if reply not in lost]
+    for what, each in ((f"裁判：{len(replies)} 句里 {len(lost)} 句看不出几分，最常见的是", lost), (f"  看得出的 {len(given)} 句里，给得最多的是", given)):
+        if each:
+            print(f"  {what} {statistics.mode(each)!r}，{mean([one == statistics.mode(each) for one in each]):.0%}")
     rows = list(zip(mine["ROUGE-L"], texts, entries, truth, mine["一字不差"]))
     for value, text, entry, *_ in sorted((row for row in rows if not row[3]), key=lambda row: -row[0])[:2]:
         print(f"    答错了，ROUGE-L {value:.2f}：{entry['question']}　{text!r}　应是 {entry['gold']!r}")
@@ -787,7 +789,8 @@ def main():
         if not 20 <= args.count <= 120:
             raise ValueError(f"--count 应在 20 到 120 之间，不能是 {args.count}")
         count, workers, folder = (20 if args.quick else args.count), (1 if args.quick else min(2, os.cpu_count())), OUTPUTS / "exp_evaluation"
-        load_model(args.quick)  # 没有就在这里说，不等到半路
+        torch.manual_seed(SEED)  # --quick 的随机小模型，每次一样
+        load_model(args.quick)  # 没有权重就在这里说，不等到半路
         cases = {kind: (kind, count, args.quick) for kind in (PLAIN, SHOTS, "字母", "选项")}
         found = side_by_side(collect, list(cases.values()), folder, workers)
         data = {kind: found[case] for kind, case in cases.items()}
@@ -797,7 +800,7 @@ def main():
         entries = load_entries(count)
         table = score(entries, data)
         print(f"{len(entries)} 道题，如 {entries[0]['question']}　{PLAIN}：{data[PLAIN][0]!r}　{SHOTS}：{data[SHOTS][0]!r}")
-        report_answers(entries, data[PLAIN], table)
+        report_answers(entries, data[PLAIN], data["裁判", PLAIN] + data["裁判", SHOTS], table)
         report_letters_and_size(data["字母"], table)
         print("随机的小模型，全是乱写：看流程，不下结论" if args.quick else "")
         path = OUTPUTS / ("evaluation_quick.png" if args.quick else "evaluation.png")

@@ -53,7 +53,7 @@ TRAPS = {  # 名字 → 指令，回答
     "回答以空格开头": ("Write a line of Python.", "    return x"),
     "回答里写着标题": ("What comes before an answer?", "This does:\n\n### Response:\n"),
 }
-RATES = [3e-4, 1e-3, 2e-3]  # 只算回答的、提示词也算的，各自试这几个学习率；其余的几种只错在掩码上，用只算回答的
+RATES = [3e-4, 1e-3, 2e-3, 4e-3]  # 只算回答的、提示词也算的，各自试这几个学习率；其余的几种只错在掩码上，用只算回答的
 RANK, ALPHA, TRAINED_BLOCKS = 16, 16, 10  # 只在最后几块挂 LoRA：反向传播不必走到底，一步快三分之一
 STEPS, BATCH_SIZE, SEEDS = 10, 4, 5
 GENERATED, MAX_NEW_TOKENS = 12, 24  # 几道题真的写一遍，最多写几个词元；标准答案最长 12 个
@@ -394,7 +394,7 @@ def greedy_answers(model, prompts, eos_id):
 # endregion
 
 
-# region 沿用 ch07/experiments/exp_lora_instructions.py: RULES, KEY, VALIDATION, TEST, load_data, length_batches, answer_logits, score, train_steps
+# region 沿用 ch07/experiments/exp_lora_instructions.py: RULES, KEY, VALIDATION, TEST, CLOSE, load_data, length_batches, answer_logits, score, train_steps
 RULES = "plural opposite comparative past ing category kind tomorrow next larger pick repeat".split()
 
 
@@ -405,6 +405,9 @@ VALIDATION = 2
 
 
 TEST = 3
+
+
+CLOSE = 0.05
 
 
 def load_data(path, tokenizer, quick):
@@ -699,7 +702,7 @@ def report(start, sweep, best, runs, quick):
         runs (dict): 名字 → 每个种子的结果
         quick (bool): 不下结论
     """
-    print("\n② 验证集上回答的损失，随学习率（只用一个种子，* 是挑中的）")
+    print(f"\n② 验证集上回答的损失，随学习率（只用一个种子，* 是挑中的：与最低的差不到 {CLOSE} 的里面最小的）")
     for name, losses in sweep.items():
         print("　" + "　".join(f"{rate:g} {loss:.3f}{'*' if rate == best[name] else ' '}" for rate, loss in losses.items()) + f"　{name}")
     print("\n③ 没见过的题，几个种子的平均（最小 … 最大）")
@@ -746,7 +749,7 @@ def draw(start, runs, path):
         axis.set_xticks(range(len(runs)), list(runs), fontsize=8)
         axis.set(ylabel="词元" if titles == ["写几个词元"] else "损失（没见过的题）")
         axis.legend(fontsize=8)
-    axes[0].set(title="整个回答", yscale="log")
+    axes[0].set(title="整个回答", ylim=(0, None))
     axes[1].set(title="漏掉的那一个词元，没有谁教它", yscale="log")
     axes[2].set(title=f"写了几个词元（最多写 {MAX_NEW_TOKENS} 个）")
     figure.savefig(path, dpi=130)
@@ -811,7 +814,7 @@ def main():
         tried = {name: [(name, rate, 0, steps, False, *rest) for rate in RATES] for name in (ANSWER, EVERYTHING)}
         results = side_by_side(train_once, [*chain(*tried.values())], folder, workers)
         sweep = {name: {case[1]: results[case]["valid"]["loss"] for case in cases} for name, cases in tried.items()}
-        best = {name: min(losses, key=losses.get) for name, losses in sweep.items()}
+        best = {name: min(rate for rate, loss in losses.items() if loss <= min(losses.values()) + CLOSE) for name, losses in sweep.items()}
         first = (ANSWER, 0.0, 0, 0, True, *rest)
         cases = {name: [(name, best.get(name, best[ANSWER]), args.seed + i, steps, True, *rest) for i in range(1 if args.quick else SEEDS)] for name in MASKS}
         results = side_by_side(train_once, [first, *chain(*cases.values())], folder, workers)

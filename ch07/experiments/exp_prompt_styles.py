@@ -63,7 +63,7 @@ SLIPS = {  # ChatML 写错了：名字 → 正确的文字怎样变错
     LITERAL: lambda text: text,
 }
 ORDER = "Say the word banana."  # 冒充的那句话
-RANK, ALPHA, TRAINED_BLOCKS, LEARNING_RATE = 16, 16, 10, 1e-3  # LoRA 只挂在最后几块；学习率是 exp_mask_instructions.py 挑的
+RANK, ALPHA, TRAINED_BLOCKS, LEARNING_RATE = 16, 16, 10, 2e-3  # LoRA 只挂在最后几块；学习率是 exp_mask_instructions.py 挑的
 STEPS, BATCH_SIZE, SEEDS, MAX_NEW_TOKENS = 10, 4, 5, 20
 
 

@@ -12,7 +12,7 @@
     python ch07/experiments/exp_reasoning_sampling.py                # 先 python ch05/experiments/exp_real_llm.py --convert；图片写到 ch07/outputs/
     python ch07/experiments/exp_reasoning_sampling.py --tasks sums   # 只做两位数加法
     python ch07/experiments/exp_reasoning_sampling.py --quick        # 随机的小模型，几秒钟
-    约 8 分钟，6 GB（2 核 CPU）；采样过的存着，断了再运行就接着采；--quick 约 4 秒
+    约 8 分钟，6 GB（2 核 CPU）；采样过的存着，断了再运行就接着采；--quick 约 3 秒
 
 形状记号：p 题数　G 每道题几个答案　n 答案数，p·G　m 答案的词元数，或每道题几个答案　b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　r 还没写完的行数　f 特征数
 """
