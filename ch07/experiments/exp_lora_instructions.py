@@ -2,7 +2,7 @@
 
 问题：　SmolLM2 会聊天，却不照我们的句式答。看几十条例子，没见过的题它能一字不差地答对几成？秩取几、挂在哪里，比得上练全部参数吗？
 先猜：　秩是 1 的 LoRA 只练 0.2% 的参数：它答对的，会是秩 16 的几成？练全部参数的呢？学习率（learning rate）该用一样大的吗？（先想 10 秒，再运行）
-看点：　① 左上：各自最好的学习率差几十倍，拿同一个学习率去比，谁输谁赢全看选了哪一个；② 右上：参数差几百倍，损失差多少；
+看点：　① 左上：各自最好的学习率差十倍，拿同一个学习率去比，谁输谁赢全看选了哪一个；② 右上：参数差几百倍，损失差多少；
         ③ 一字不差的从 0 涨上来，"关键的词"涨了多少：学会的是句式，还是知识？④ 右下：练得越多，别的文字忘得越多吗；⑤ 表：内存省在哪里，时间呢？
 动手改：1. 把 answer_logits 里的 idx[:, 1:][keep] 改成 idx[:, :-1][keep]，加 --quick 运行：目标没有右移，教它抄面前的词元，一处也不报错，只有自查变成 ✗。
         2. 把 attach 里的 model.requires_grad_(False) 去掉（改成 pass），加 --quick 运行：挂了 LoRA，原来的权重却也在练，两项自查变成 ✗。
@@ -620,8 +620,7 @@ def train_steps(model, batches, learning_rate):
         ValueError: 损失不是有限的数
     """
     trainable = [param for param in model.parameters() if param.requires_grad]
-    # fused：每个参数的几十个小运算合成一个。练全部参数时，1.35 亿个数要过一遍，差得出来。
-    optimizer, losses = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=True), []
+    optimizer, losses = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=True), []  # fused：几十个小运算合成一个
     for step, batch in enumerate(batches, start=1):
         loss = nn.functional.cross_entropy(*answer_logits(model, batch))
         if not loss.isfinite():
@@ -664,8 +663,8 @@ def train_once(variant, learning_rate, seed, steps, final, files, quick):
     with torch.no_grad():
         text_loss = nn.functional.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten()).item()
     answers = greedy_answers(model, [item["prompt"] for item in test[:3]], tokenizer.encode_single_token("<|im_end|>")) if variant == MAIN else []
-    frozen = all(torch.equal(param, original[name]) for name, param in kept)
-    return {"losses": losses, "test": score(model, test) | {"perplexity": math.exp(text_loss)}, "frozen": frozen, "answers": [tokenizer.decode(each) for each in answers]}
+    found = {"losses": losses, "test": score(model, test) | {"perplexity": math.exp(text_loss)}, "answers": [tokenizer.decode(each) for each in answers]}
+    return found | {"frozen": all(torch.equal(param, original[name]) for name, param in kept)}
 
 
 def step_cost(variant, files, quick):
@@ -684,7 +683,7 @@ def step_cost(variant, files, quick):
     began = time.process_time()
     _, optimizer = train_steps(model, batches, 1e-5)
     seconds = (time.process_time() - began) / len(batches)
-    state = sum(value.numel() * value.element_size() for values in optimizer.state.values() for value in values.values())
+    state = sum(value.nbytes for values in optimizer.state.values() for value in values.values())
     if (status := Path("/proc/self/status")).is_file():  # Linux。ru_maxrss 在这里不准：它把父进程的也算上
         peak = int(re.search(r"VmHWM:\s+(\d+)", status.read_text(encoding="utf-8"))[1]) / 2**20
     else:  # Mac 的单位是字节；Windows 没有 resource，量不了
@@ -728,9 +727,8 @@ def report(start, sweep, best, runs, costs, quick):
         words = ["比散布大" if gain > spread else "没有超过散布" for gain, spread in gains]
         print("　损失降 {:.2f}（{:.2f}），{}；一字不差多 {:.0f} 个百分点（{:.0f}），{}　　{}".format(*gains[0], words[0], *gains[1], words[1], name))
     print(f"减去 {MAIN}，同一个种子配对（± 是 99% 区间的半宽）；各用各的学习率：")
-    for name in runs:
-        if name != MAIN:
-            print(f"　回答的损失 {minus(name, 'loss')}；别的文字的困惑度 {minus(name, 'perplexity')}　　{name}")
+    for name in [name for name in runs if name != MAIN]:
+        print(f"　回答的损失 {minus(name, 'loss')}；别的文字的困惑度 {minus(name, 'perplexity')}　　{name}")
     print(f"最好的学习率，{MAIN} 是练全部参数的 {best[MAIN] / best[FULL]:.0f} 倍，r=1 的 {best[MAIN] / best['LoRA r=1']:.0f} 倍：都用同一个，就有谁吃了亏")
     ratio = {key: costs[FULL][key] / costs[MAIN][key] for key in ("trainable", "optimizer", "seconds")}
     print(f"练全部参数，参数是 {MAIN} 的 {ratio['trainable']:.0f} 倍，优化器的内存 {ratio['optimizer']:.0f} 倍，一步的时间 {ratio['seconds']:.1f} 倍")
@@ -774,7 +772,6 @@ def check(start, runs, costs, files, quick):
         start, runs, costs, files, quick (dict, dict, dict, tuple, bool): 见 report 和 train_once
     """
     print("\n这个数字对吗？")
-    torch.manual_seed(0)
     model, tokenizer = load_model(quick)
     items = load_data(files[0], tokenizer, quick)[2][:3]
     with torch.no_grad():
@@ -782,11 +779,9 @@ def check(start, runs, costs, files, quick):
         # 不用批，不用填充，不用掩码：开头越来越长，一次只看最后一个位置。
         steps = [(item["prompt"] + item["answer"][:count], token) for item in items for count, token in enumerate(item["answer"])]
         alone = [-model(torch.tensor([ids]), last_only=True)[0, -1].log_softmax(dim=-1)[token].item() for ids, token in steps]
-        attach(model, *VARIANTS[MAIN])
-        attached = nn.functional.cross_entropy(*answer_logits(model, items), reduction="none").tolist()
+    attach(model, *VARIANTS[MAIN])
     far = max(abs(a - b) for a, b in zip(together, alone)) if len(together) == len(alone) else math.inf
     confirm(f"每个词元的损失，与一个一个算的相同（最多差 {far:.0e}）", far < 1e-3, "掩码错了一位，或提示词、填充也算了")
-    confirm("刚挂上 LoRA，输出一点不变", attached == together, "B 没有从 0 开始")
     sides = {part: sum(sum(layer.linear.weight.shape) for block in model.trf_blocks for layer in getattr(block, part).children()) for part in ("att", "ff")}
     counted = [costs[name]["trainable"] == rank * sum(sides[part] for part in parts) for name, (rank, parts) in VARIANTS.items() if name in costs and rank]
     confirm(f"{MAIN} 练 {costs[MAIN]['trainable']:,} 个参数：每个矩阵是 r × (行数 + 列数)", all(counted), "先挂上再冻结了，或没有冻结")
@@ -804,19 +799,24 @@ def main():
     try:
         _, tokenizer = load_model(args.quick)  # 没有装 SmolLM2，现在就说
         files = (str(find_data("instructions.json")), str(find_data("the-verdict.txt", "story-en.txt")))
-        train, valid, test = load_data(files[0], tokenizer, args.quick)
-        if not 1 <= args.steps <= len(train) // BATCH_SIZE or not 1 <= args.seed <= 10**6:
-            raise ValueError(f"--steps 应在 1 到 {len(train) // BATCH_SIZE} 之间，--seed 应在 1 到 1000000 之间，不能是 {args.steps}、{args.seed}")
+        data, valid, test = load_data(files[0], tokenizer, args.quick)
+        if not 1 <= args.steps <= len(data) // BATCH_SIZE or not 1 <= args.seed <= 10**6:
+            raise ValueError(f"--steps 应在 1 到 {len(data) // BATCH_SIZE} 之间，--seed 应在 1 到 1000000 之间，不能是 {args.steps}、{args.seed}")
         steps, names = (2, [MAIN, FULL]) if args.quick else (args.steps, list(VARIANTS))
-        print(f"{'随机的小模型' if args.quick else 'SmolLM2'}　{files[0]}　训练用 {len(train)} 条里的 {steps * BATCH_SIZE} 条，验证 {len(valid)} 道，考 {len(test)} 道；别的文字　{files[1]}")
+        print(f"{'随机的小模型' if args.quick else 'SmolLM2'}　{files[0]}　训练用 {len(data)} 条里的 {steps * BATCH_SIZE} 条，验证 {len(valid)} 道，考 {len(test)} 道；别的文字　{files[1]}")
         folder, workers, rest = OUTPUTS / "exp_lora_instructions", 1 if args.quick else min(2, os.cpu_count()), (files, args.quick)
+
+        def train(cases):  # 练全部参数的一次只做一个：一个就要 3 GB
+            heavy = [case for case in cases if case[0] == FULL]
+            return side_by_side(train_once, [case for case in cases if case[0] != FULL], folder, workers) | side_by_side(train_once, heavy, folder, 1)
+
         tried = {name: [(name, rate, 0, steps, False, *rest) for rate in RATES[name]] for name in names}
         untrained = [(MAIN, 0.0, 0, 0, final, *rest) for final in (False, True)]
-        results = side_by_side(train_once, [untrained[0], *chain(*tried.values())], folder, workers)
+        results = train([untrained[0], *chain(*tried.values())])
         sweep = {name: {case[1]: results[case]["valid"]["loss"] for case in cases} for name, cases in tried.items()}
         best = {name: min(rate for rate, loss in losses.items() if loss <= min(losses.values()) + CLOSE) for name, losses in sweep.items()}
         cases = {name: [(name, best[name], args.seed + i, steps, True, *rest) for i in range(1 if args.quick else SEEDS)] for name in names}
-        finals = side_by_side(train_once, [untrained[1], *chain(*cases.values())], folder, workers)
+        finals = train([untrained[1], *chain(*cases.values())])
         start = finals[untrained[1]] | {"valid_loss": results[untrained[0]]["valid"]["loss"]}
         runs = {name: [finals[case] for case in each] for name, each in cases.items()}
         costs = {case[0]: cost for case, cost in side_by_side(step_cost, [(name, *rest) for name in names], folder, fresh=True).items()}
