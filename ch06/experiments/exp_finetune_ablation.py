@@ -12,7 +12,7 @@
     python ch06/experiments/exp_finetune_ablation.py            # 先装好 SmolLM2（没有就用 mini）；图片写到 ch06/outputs/
     python ch06/experiments/exp_finetune_ablation.py --labels   # 微调之后，预训练值几倍的标注：与随机的权重比
     python ch06/experiments/exp_finetune_ablation.py --quick    # 用 mini 和几十条短信走一遍流程
-    约 N 分钟，N GB（2 核 CPU）；--labels 约 N 分钟；算过的存着，中断了再运行就接着做；--quick 约 N 秒
+    约 20 分钟，2 GB（2 核 CPU；估的，默认规模还没有整个跑完）；--labels 约 10 分钟（也是估的）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
 
 为了几分钟做完：SmolLM2 只用前 6 块（共 30 块；真人写的短信，中间偏前的层最好，见 exp_pretraining_worth），只标注 128 条，短信截到 36 个词元。
 冻结的块输出不变，每条短信只算一遍；结果与每一步都从头算相同（自查）。
@@ -639,7 +639,7 @@ def features(where, padded, causal, stop, rows):
         padded, causal, stop (int, bool, int): 填充到几个词元，0 是不填充；要不要因果掩码；走过几块
 
     返回:
-        list[Tensor]: 每条一个，(t, d)；stop 是 0 时 (t,)
+        list[Tensor]: 每条一个；stop 是 0 时还是编号
     """
     base = prepare(*where)
     items = [nn.functional.pad(base.messages[i], (0, max(0, padded - len(base.messages[i]))), value=base.pad) for i in rows]
@@ -871,8 +871,9 @@ def main():
         if not 5 <= args.seeds <= 10:
             raise ValueError(f"--seeds 应在 5 到 10 之间，不能是 {args.seeds}：太少，区间宽得没有用")
         name, path = "mini" if args.quick else args.model, str(find_data("messages.tsv") if args.quick else find_data("SMSSpamCollection.tsv", "messages.tsv"))
-        where, sizes = (name, path, BASELINE["longest"], args.quick), BLOCKS[name]
+        where = (name, path, BASELINE["longest"], args.quick)
         base = prepare(*where)
+        sizes = [min(size, base.cfg["n_layers"]) for size in BLOCKS[name]]  # 自己训练的 mini 也许没有这么多块
         mark = hashlib.sha256(repr((base.messages, base.state["tok_emb.weight"].sum().item())).encode()).hexdigest()[:12]
         spam = base.labels[list(base.test)].float().mean().item()
         print(f"底子　{name} 的前 {sizes[2 if args.labels else 0]} 块；短信　{path}，测试 {len(base.test)} 条，一律答一类对 {max(spam, 1 - spam):.1%}" + ("\n--quick：看流程，不下结论" if args.quick else ""))

@@ -16,7 +16,7 @@
     python ch06/experiments/exp_imbalance.py                 # 有 SmolLM2 就用它（先 python ch05/experiments/exp_real_llm.py --convert），没有就用 mini
     python ch06/experiments/exp_imbalance.py --model gpt2    # 换一份底子：smollm2、gpt2（124M）、mini
     python ch06/experiments/exp_imbalance.py --quick         # mini，五分之一的短信：看流程，不下结论
-    约 @T 分钟，@M GB（2 核 CPU）；有原书的短信就两份数据都做，加倍；算过的存着，中断了再运行就接着做；--quick 约 @Q 秒
+    约 3 分钟，0.9 GB（2 核 CPU）；有原书的短信就两份数据都做，加倍；算过的存着，中断了再运行就接着做；--quick 约 10 秒
 
 形状记号：b 批大小　t 序列长度　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　l 层数　n 短信条数
 """

@@ -11,7 +11,7 @@
 运行：
     python ch06/experiments/exp_lora.py              # 先装好 SmolLM2（没有就用 mini）；图片写到 ch06/outputs/
     python ch06/experiments/exp_lora.py --quick      # 用 mini 和几十条短信走一遍流程
-    约 N 分钟，N GB（2 核 CPU）；算过的存着，中断了再运行就接着做；--quick 约 N 秒
+    约 20 分钟，2 GB（2 核 CPU；估的，默认规模还没有整个跑完）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
 
 与 exp_finetune_ablation 同样的短信、同样截短的 SmolLM2、同样的训练函数；为了快，LoRA 只挂在最后一块，答在最后一个真的词元，不填充。
 
@@ -45,13 +45,13 @@ OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 SMOLLM2 = OUTPUTS.parents[1] / "ch05" / "outputs" / "smollm2-135M.pth"
 # 改这里
 SEEDS, RANKS, ALPHA = 5, (1, 4, 16, 64), 16.0
-RATES = tuple(1e-5 * 4**power for power in range(7))  # 学习率：1e-5 到 4e-2，一格 4 倍
+RATES = tuple(4e-5 * 4**power for power in range(7))  # 学习率：4e-5 到 0.16，一格 4 倍
 RULES = {"α（印在书上的）": lambda alpha, rank: alpha, "α/r（后来的附录 E）": lambda alpha, rank: alpha / rank, "α/√r（rsLoRA）": lambda alpha, rank: alpha / rank**0.5}
 GPT_CONFIG_124M = {"vocab_size": 50257, "context_length": 1024, "emb_dim": 768, "n_heads": 12, "n_layers": 12, "drop_rate": 0.0, "qkv_bias": True}
 BASELINE = {"position": "flexible", "train": "head", "weights": "pretrained", "padded": 0, "causal": True, "batch": 8, "accumulate": 1, "ignore": -100}
 BASELINE |= {"rank": 0, "scaling": 0.0, "labels": 128, "epochs": 3, "lr": 1e-3, "longest": 36}
 BLOCKS = {"SmolLM2": 6, "mini": 3}  # 用前几块
-REPORTING = {"side_by_side", "paired_interval", "find_data", "confirm", "wide", "report", "sweep", "draw", "check", "main", "merge", "unmerge", "merge_lora", "footprint", "count_book"}  # 改了它们，不必重新训练
+REPORTING = {"side_by_side", "paired_interval", "find_data", "confirm", "wide", "merge", "unmerge", "merge_lora", "count_book", "footprint", "compare_memory", "best_rate", "slope", "report", "draw", "check", "main"}  # 改了它们，不必重新训练
 
 
 # region 沿用 ch06/main: load_messages, create_balanced_dataset, random_split
@@ -842,7 +842,7 @@ def report(results, quick):
     scores = {key: [100 * runs[seed][min(range(len(RATES)), key=each.__getitem__)]["accuracy"] for seed, each in enumerate(losses[key])] for key, runs in results.items()}
     print("\n" + wide("缩放", 24) + "秩　训练的参数　最好的学习率（几个种子）　　　　验证损失　测试准确率（最小 … 最大）")
     for (rule, rank), runs in results.items():
-        rates = [1e-5 * 4**place for place in places[rule, rank]]
+        rates = [RATES[0] * 4**place for place in places[rule, rank]]
         low = statistics.mean(map(min, losses[rule, rank]))
         points = scores[rule, rank]
         print(f"{wide(rule, 22)}{rank or '—':>4}{runs[0][0]['trained']:14,}　{statistics.geometric_mean(rates):10.1e}（{min(rates):.1e} … {max(rates):.1e}）{low:10.3f}　　{statistics.mean(points):5.1f}%（{min(points):.1f} … {max(points):.1f}）")
@@ -877,10 +877,10 @@ def draw(results, places, path):
             runs = results[rule, rank]
             means = [statistics.mean(min(1.0, 9.0 if each[i]["loss"] is None else each[i]["loss"]) for each in runs) for i in range(len(RATES))]
             axes[column].plot(RATES, means, "o-", color=f"C{color}", label=f"秩 {rank}")
-        centre = [1e-5 * 4 ** statistics.mean(places[rule, rank]) for rank in RANKS]
+        centre = [RATES[0] * 4 ** statistics.mean(places[rule, rank]) for rank in RANKS]
         (line,) = axes[3].plot(RANKS, centre, "o-", label=rule)
         for rank in RANKS:
-            axes[3].plot([rank] * len(places[rule, rank]), [1e-5 * 4**place for place in places[rule, rank]], ".", color=line.get_color(), alpha=0.4)
+            axes[3].plot([rank] * len(places[rule, rank]), [RATES[0] * 4**place for place in places[rule, rank]], ".", color=line.get_color(), alpha=0.4)
         axes[column].set(xscale="log", xlabel="学习率", ylabel="验证损失（大于 1 的画成 1）", title=f"缩放 {rule}", ylim=(0, 1.02))
     axes[0].legend()
     axes[3].set(xscale="log", yscale="log", xlabel="秩", ylabel="最好的学习率", title="秩变了，学习率要不要变", xticks=RANKS, xticklabels=RANKS)
@@ -937,9 +937,11 @@ def main():
         name = "SmolLM2" if SMOLLM2.is_file() and not args.quick else "mini"
         path = str(find_data("messages.tsv") if args.quick else find_data("SMSSpamCollection.tsv", "messages.tsv"))
         where = (name, path, BASELINE["longest"], args.quick)
-        base, setting = prepare(*where), BASELINE | {"blocks": BLOCKS[name]} | ({"labels": 16, "epochs": 1} if args.quick else {})
+        base = prepare(*where)
+        blocks = min(BLOCKS[name], base.cfg["n_layers"])  # 自己训练的 mini 也许没有这么多块
+        setting = BASELINE | {"blocks": blocks} | ({"labels": 16, "epochs": 1} if args.quick else {})
         mark = hashlib.sha256(repr((base.messages, base.state["tok_emb.weight"].sum().item())).encode()).hexdigest()[:12]
-        print(f"底子　{name} 的前 {BLOCKS[name]} 块；短信　{path}" + ("\n--quick：看流程，不下结论" if args.quick else ""))
+        print(f"底子　{name} 的前 {blocks} 块；短信　{path}" + ("\n--quick：看流程，不下结论" if args.quick else ""))
         compare_memory(base, setting)
         keys = [("训练整块", 0)] + [(rule, rank) for rule in RULES for rank in RANKS]
         cases = {}

@@ -11,7 +11,7 @@
 运行：
     python ch07/experiments/exp_lora_instructions.py            # 先装好 SmolLM2，见 ch05/experiments/exp_real_llm.py；图片写到 ch07/outputs/
     python ch07/experiments/exp_lora_instructions.py --quick    # 随机的小模型，看流程，不下结论
-    约 N 秒，N GB（2 核 CPU）；训练过的存着，中断了再运行就接着做；--quick 约 N 秒
+    约 9 分钟，3.3 GB（2 核 CPU）；训练过的存着，中断了再运行就接着做；--quick 约 10 秒
 
 形状记号：b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　n 一批里回答的词元一共几个
 """
@@ -724,14 +724,13 @@ def report(start, sweep, best, runs, costs, quick):
     for name in runs:
         loss, exact = values[name]["loss"], [100 * value for value in values[name]["exact"]]
         gains = [(start["test"]["loss"] - max(loss), max(loss) - min(loss)), (min(exact) - 100 * start["test"]["exact"], max(exact) - min(exact))]
-        words = ["比散布大" if gain > spread else "没有超过散布" for gain, spread in gains]
+        words = ["比散布大" if gain > spread + 1e-6 else "没有超过散布" for gain, spread in gains]
         print("　损失降 {:.2f}（{:.2f}），{}；一字不差多 {:.0f} 个百分点（{:.0f}），{}　　{}".format(*gains[0], words[0], *gains[1], words[1], name))
     print(f"减去 {MAIN}，同一个种子配对（± 是 99% 区间的半宽）；各用各的学习率：")
     for name in [name for name in runs if name != MAIN]:
         print(f"　回答的损失 {minus(name, 'loss')}；别的文字的困惑度 {minus(name, 'perplexity')}　　{name}")
     print(f"最好的学习率，{MAIN} 是练全部参数的 {best[MAIN] / best[FULL]:.0f} 倍，r=1 的 {best[MAIN] / best['LoRA r=1']:.0f} 倍：都用同一个，就有谁吃了亏")
-    ratio = {key: costs[FULL][key] / costs[MAIN][key] for key in ("trainable", "optimizer", "seconds")}
-    print(f"练全部参数，参数是 {MAIN} 的 {ratio['trainable']:.0f} 倍，优化器的内存 {ratio['optimizer']:.0f} 倍，一步的时间 {ratio['seconds']:.1f} 倍")
+    print("练全部参数，参数是 {} 的 {:.0f} 倍，优化器的内存 {:.0f} 倍，一步的时间 {:.1f} 倍".format(MAIN, *(costs[FULL][key] / costs[MAIN][key] for key in ("trainable", "optimizer", "seconds"))))
 
 
 def draw(start, sweep, runs, costs, path):
@@ -755,7 +754,7 @@ def draw(start, sweep, runs, costs, path):
     for axis, value in ((rates, start["valid_loss"]), (sizes, start["test"]["loss"]), (learnt, 100 * start["test"]["exact"]), (learnt, 100 * start["test"]["key"]), (forgot, start["test"]["perplexity"])):
         axis.axhline(value, color="0.6", linestyle="--", linewidth=1)
     learnt.set_xticks(range(len(runs)), [name.replace(" 只", "\n只") for name in runs], fontsize=8)
-    rates.set(title="学习率：各有各的最好（虚线都是没有练过）", xlabel="学习率", ylabel="验证集上回答的损失", xscale="log")
+    rates.set(title="学习率：各自哪个最好（虚线都是没有练过）", xlabel="学习率", ylabel="验证集上回答的损失", xscale="log")
     sizes.set(title="参数差几百倍，损失差多少", xlabel="参加训练的参数", ylabel="没见过的题，回答的损失", xscale="log", ylim=(0, None))
     learnt.set(title="学会的是句式，还是知识", ylabel="没见过的题（%）", ylim=(-3, 103))
     forgot.set(title="代价：别的文字忘了多少", xlabel="没见过的题，回答的损失", ylabel="别的文字的困惑度")
@@ -772,6 +771,7 @@ def check(start, runs, costs, files, quick):
         start, runs, costs, files, quick (dict, dict, dict, tuple, bool): 见 report 和 train_once
     """
     print("\n这个数字对吗？")
+    torch.manual_seed(0)
     model, tokenizer = load_model(quick)
     items = load_data(files[0], tokenizer, quick)[2][:3]
     with torch.no_grad():

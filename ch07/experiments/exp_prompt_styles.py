@@ -11,7 +11,7 @@
 运行：
     python ch07/experiments/exp_prompt_styles.py            # 先装好 SmolLM2，见 ch05/experiments/exp_real_llm.py；图片写到 ch07/outputs/
     python ch07/experiments/exp_prompt_styles.py --quick    # 随机的小模型，看流程，不下结论
-    约 N 秒，N GB（2 核 CPU）；做过的存着，中断了再运行就接着做；--quick 约 N 秒
+    约 10 分钟，3 GB（2 核 CPU；估的，默认规模还没有整个跑完）；做过的存着，中断了再运行就接着做；--quick 约 5 秒
 
 形状记号：b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　n 一批里回答的词元一共几个
 """
