@@ -12,7 +12,7 @@
     python ch06/experiments/exp_finetune_ablation.py            # 先装好 SmolLM2（没有就用 mini）；图片写到 ch06/outputs/
     python ch06/experiments/exp_finetune_ablation.py --labels   # 微调之后，预训练值几倍的标注：与随机的权重比
     python ch06/experiments/exp_finetune_ablation.py --quick    # 用 mini 和几十条短信走一遍流程
-    约 20 分钟，2 GB（2 核 CPU；估的，默认规模还没有整个跑完）；--labels 约 10 分钟（也是估的）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
+    约 11 分钟，2 GB（2 核 CPU）；--labels 约 10 分钟（估的）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
 
 为了几分钟做完：SmolLM2 只用前 6 块（共 30 块；真人写的短信，中间偏前的层最好，见 exp_pretraining_worth），只标注 128 条，短信截到 36 个词元。
 冻结的块输出不变，每条短信只算一遍；结果与每一步都从头算相同（自查）。
