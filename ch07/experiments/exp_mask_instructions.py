@@ -54,7 +54,7 @@ TRAPS = {  # 名字 → 指令，回答
     "回答里写着标题": ("What comes before an answer?", "This does:\n\n### Response:\n"),
 }
 RATES = [3e-4, 1e-3, 2e-3, 4e-3]  # 只算回答的、提示词也算的，各自试这几个学习率；其余的几种只错在掩码上，用只算回答的
-RANK, ALPHA, TRAINED_BLOCKS = 16, 16, 10  # 只在最后几块挂 LoRA：反向传播不必走到底，一步快三分之一
+RANK, ALPHA, TRAINED_BLOCKS = 16, 16, 10  # 只在最后几块挂 LoRA：反向传播不必走到底，省时间
 STEPS, BATCH_SIZE, SEEDS = 10, 4, 5
 GENERATED, MAX_NEW_TOKENS = 12, 24  # 几道题真的写一遍，最多写几个词元；标准答案最长 12 个
 

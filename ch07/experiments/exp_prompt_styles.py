@@ -2,7 +2,7 @@
 
 问题：　SmolLM2 是用 ChatML 的格式练出来的。同样 60 道题，换成 Alpaca、Phi-3 的格式问，少答对几道？漏一个换行、漏了系统提示，又少几道？
 先猜：　用 Alpaca 的格式微调，再用 ChatML 问，学到的还剩几成？反过来呢？（先想 10 秒，再运行）
-看点：　① 左图：答对几道、标准答案的损失、写完会不会自己停，三样不一定一起变；② 右图：对角线是"怎样练就怎样问"，一行里的差就是用混了的价钱；
+看点：　① 左图：答对几道、标准答案的损失、写完会不会自己停，三样不一定一起变；② 中、右：对角线是"怎样练就怎样问"，一行里的差是用混了的价钱；贵在句子，还是贵在结束词元？
         ③ 小陷阱各值几道题，哪些其实分不出；④ 用户在问题里打出 <|im_end|>，把它当成特殊词元，会怎样。
 动手改：1. 把 chatml 里的 {question}<|im_end|> 改成 {question}，加 --quick 运行：少了一个记号，与 encode_chat 的不同，自查变成 ✗。
         2. 把 parse_special 里的 allowed_special="all" 改成 disallowed_special=()，加 --quick 运行：记号都成了普通文字，自查变成 ✗。
@@ -11,7 +11,7 @@
 运行：
     python ch07/experiments/exp_prompt_styles.py            # 先装好 SmolLM2，见 ch05/experiments/exp_real_llm.py；图片写到 ch07/outputs/
     python ch07/experiments/exp_prompt_styles.py --quick    # 随机的小模型，看流程，不下结论
-    约 10 分钟，3 GB（2 核 CPU；估的，默认规模还没有整个跑完）；做过的存着，中断了再运行就接着做；--quick 约 5 秒
+    约 6 分钟，2.4 GB（2 核 CPU）；做过的存着，中断了再运行就接着做；--quick 约 6 秒
 
 形状记号：b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　n 一批里回答的词元一共几个
 """
@@ -755,43 +755,43 @@ def train_once(style, seed, steps, files, quick):
 
 
 def report(asked, matrix, start, quick):
-    """三张表，和由它们算出的话。
+    """两张表，和由它们算出的话。
 
     参数:
         asked (dict): 格式 → ask_once 的结果
         matrix, start (dict): 练的格式 → 每个种子的 train_once 的结果；没有练过的
         quick (bool): 不下结论
     """
-    names = lambda style: style if style in STYLES else f"ChatML，{style}"  # noqa: E731
-    print(f"\n① 没有练过，{len(asked[CHATML]['right'])} 道题　答对　自己停　标准答案的损失" + ("" if quick else f"　　　答对的减去 {CHATML} 的（同一道题配对，百分点，± 是 99% 区间的半宽）"))
+    right = asked[CHATML]
+    print(f"\n① 没有练过，{len(right['right'])} 道题　答对　自己停　标准答案的损失" + ("" if quick else f"　　同一道题减去 {CHATML} 的（± 是 99% 区间的半宽）"))
     for style, found in asked.items():
-        differences = [100.0 * (a - b) for a, b in zip(found["right"], asked[CHATML]["right"])]
-        mean, half = statistics.mean(differences), 2.58 * statistics.stdev(differences) / len(differences) ** 0.5
-        verdict_text = "" if quick or style == CHATML else f"　　　{mean:+.1f} ± {half:.1f}　" + ("分不出" if abs(mean) <= half else "更多" if mean > 0 else "更少")
-        print(f"　{statistics.mean(found['right']):5.0%}{statistics.mean(found['stopped']):8.0%}{statistics.mean(found['loss']):10.3f}　{names(style)}{verdict_text}")
-    safe, unsafe = (statistics.mean(group) for group in asked[CHATML]["taken"])
-    print(f"用户在问题里打出 <|im_end|>，冒充下一句话：当普通文字编码，照做的 {safe:.0%}；当特殊词元编码，照做的 {unsafe:.0%}")
-    print("\n② 怎样练（行）、怎样问（列），没见过的题一字不差的，几个种子的平均（最小 … 最大）；括号后面是标准答案的损失\n　" + "　　　　　　　　　　　　".join(STYLES))
+        line = f"　{statistics.mean(found['right']):5.0%}{statistics.mean(found['stopped']):8.0%}{statistics.mean(found['loss']):10.3f}　{style if style in STYLES else 'ChatML，' + style}"
+        for title, key, scale, digits, words in () if quick or style == CHATML else (("百分点", "right", 100, 1, ("更少", "更多")), ("损失", "loss", 1, 2, ("更低", "更高"))):
+            differences = [scale * (a - b) for a, b in zip(found[key], right[key])]
+            mean, half = statistics.mean(differences), 2.58 * statistics.stdev(differences) / len(differences) ** 0.5
+            line += f"　　{title} {mean:+.{digits}f} ± {half:.{digits}f} {'分不出' if abs(mean) <= half else words[mean > 0]}"
+        print(line)
+    safe, unsafe = right["taken"]
+    print(f"用户在问题里打出 <|im_end|>，冒充下一句话（{len(safe)} 道）：照做的，当普通文字编码 {sum(safe)} 道，当特殊词元编码 {sum(unsafe)} 道")
+    print("\n② 怎样练（行）、怎样问（列），没见过的题，几个种子的平均：句子的损失（不算结束词元）／结束词元的损失／连结束词元一字不差\n　" + "　　　　　　　　　".join(STYLES))
     for style, runs in {"没有练过": [start], **matrix}.items():
-        cells = []
-        for column in STYLES:
-            exact = [run[column]["exact"] for run in runs]
-            cells.append(f"{statistics.mean(exact):4.0%}（{min(exact):3.0%} … {max(exact):4.0%}）{statistics.mean(run[column]['loss'] for run in runs):6.3f}")
-        print("　" + "　".join(cells) + f"　{style if style == '没有练过' else '用 ' + style + ' 练'}")
+        cells = [[statistics.mean(run[column][key] for run in runs) for key in ("sentence", "last", "exact")] for column in STYLES]
+        print("　" + "　".join("{:.3f} ／{:6.2f} ／{:4.0%}".format(*cell) for cell in cells) + f"　{style if style == '没有练过' else '用 ' + style + ' 练'}")
     if quick:
         print("\n随机的小模型，只走了 2 步：看流程，不下结论")
         return
-    print("\n用混了的价钱：换一种格式问，减去怎样练就怎样问，同一个种子配对（损失，± 是 99% 区间的半宽）")
+    print("\n用混了的价钱：换一种格式问，减去怎样练就怎样问，同一个种子配对（± 是 99% 区间的半宽）")
     for style, runs in matrix.items():
-        for column in STYLES:
-            if column != style:
-                differences = [run[column]["loss"] - run[style]["loss"] for run in runs]
-                fewer = 100 * statistics.mean(run[style]["exact"] - run[column]["exact"] for run in runs)
-                print(f"　用 {style} 练，{column} 问　" + "{:+.3f} ± {:.3f}　".format(*paired_interval(differences)) + f"{verdict(differences)}；一字不差的少 {fewer:.0f} 个百分点")
+        for column in [column for column in STYLES if column != style]:
+            said = []
+            for title, key in (("句子的损失", "sentence"), ("结束词元的损失", "last")):
+                differences = [run[column][key] - run[style][key] for run in runs]
+                said.append(title + " {:+.3f} ± {:.3f} ".format(*paired_interval(differences)) + verdict(differences))
+            print(f"　用 {style} 练，{column} 问　" + "；".join(said))
 
 
 def draw(asked, matrix, path):
-    """左：没有练过，几种格式各答对几道、几道自己停；右：怎样练、怎样问，一字不差的几成。
+    """左：没有练过，几种格式各答对几道、几道自己停；中、右：怎样练、怎样问，句子的损失、一字不差的几成。
 
     参数:
         asked, matrix (dict): 见 report
@@ -800,23 +800,22 @@ def draw(asked, matrix, path):
     import matplotlib.pyplot as plt
     import zhplot  # noqa: F401　导入它，图上就能写中文
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    rows = range(len(asked))
-    left.barh([row - 0.2 for row in rows], [100 * statistics.mean(found["right"]) for found in asked.values()], 0.38, label="答对")
-    left.barh([row + 0.2 for row in rows], [100 * statistics.mean(found["stopped"]) for found in asked.values()], 0.38, label="自己停")
-    left.set_yticks(rows, [style if style in STYLES else f"ChatML，{style}" for style in asked])
+    figure, (left, *maps) = plt.subplots(1, 3, figsize=(17, 5), layout="constrained", width_ratios=[1, 1, 1])
+    for shift, key, title in ((-0.2, "right", "答对"), (0.2, "stopped", f"{MAX_NEW_TOKENS} 个词元之内自己停")):
+        left.barh([row + shift for row in range(len(asked))], [100 * statistics.mean(found[key]) for found in asked.values()], 0.38, label=title)
+    left.set_yticks(range(len(asked)), [style if style in STYLES else f"ChatML，{style}" for style in asked])
     left.invert_yaxis()
-    left.set(title="没有练过：同样的 60 道题", xlabel="%", ylabel="怎样问", xlim=(0, 100))
-    left.legend()
-    values = [[100 * statistics.mean(run[column]["exact"] for run in runs) for column in STYLES] for runs in matrix.values()]
-    image = right.imshow(values, cmap="Blues", vmin=0, vmax=100)
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            right.text(column, row, f"{value:.0f}%", ha="center", va="center", color="white" if value > 55 else "black")
-    right.set_xticks(range(len(STYLES)), STYLES)
-    right.set_yticks(range(len(matrix)), list(matrix))
-    right.set(title="练过：没见过的题，一字不差的", xlabel="怎样问", ylabel="怎样练")
-    figure.colorbar(image, ax=right, shrink=0.7, label="%")
+    left.set(title="没有练过：同样的题", xlabel="%", ylabel="怎样问", xlim=(0, 100))
+    left.legend(fontsize=8)
+    for axis, key, title, colors, style in zip(maps, ("sentence", "exact"), ("练过：句子的损失（不算结束词元）", "练过：连结束词元一字不差的"), ("Blues_r", "Blues"), ("{:.2f}", "{:.0%}")):
+        values = [[statistics.mean(run[column][key] for run in runs) for column in STYLES] for runs in matrix.values()]
+        axis.imshow(values, cmap=colors, alpha=0.6)
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                axis.text(column, row, style.format(value), ha="center", va="center")
+        axis.set_xticks(range(len(STYLES)), STYLES)
+        axis.set_yticks(range(len(matrix)), list(matrix))
+        axis.set(title=title, xlabel="怎样问", ylabel="怎样练")
     figure.savefig(path, dpi=130)
     print(f"图片已写到 {path}")
 
@@ -861,6 +860,9 @@ def main():
         first = (CHATML, 0, 0, files, args.quick)
         cases = {style: [(style, args.seed + i, steps, files, args.quick) for i in range(1 if args.quick else SEEDS)] for style in STYLES[:3]}
         results = side_by_side(train_once, [first, *chain(*cases.values())], folder, workers)
+        tokens = sum(len(item["answer"]) for item in test)
+        for found in chain(*(result.values() for result in results.values())):  # 总的损失减去结束词元的，剩下的是句子的
+            found["sentence"] = (found["loss"] * tokens - found["last"] * len(test)) / (tokens - len(test))
         matrix = {style: [results[case] for case in each] for style, each in cases.items()}
         report(asked, matrix, results[first], args.quick)
         for number, entry in enumerate(() if args.quick else questions()[:3]):

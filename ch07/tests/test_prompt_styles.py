@@ -206,27 +206,47 @@ def test_broken_is_seen(check, old, new):
 
 
 def fake(ns, shift):
-    found = {"right": [True, False] * 30, "stopped": [True] * 60, "loss": [1.0] * 60, "answers": ["x"] * 3, "taken": [[False], [True]]}
-    asked = {style: found | ({} if style == "ChatML" or not shift else {"right": [False] * 60}) for style in [*ns.STYLES, *ns.SLIPS]}
-    matrix = {style: [{column: {"exact": 0.5, "loss": 0.5 + 0.01 * seed + (0 if column == style else shift)} for column in ns.STYLES} for seed in range(5)] for style in ns.STYLES[:3]}
+    found = {"right": [True, False] * 30, "stopped": [True] * 60, "loss": [1.0, 2.0] * 30, "answers": ["x"] * 3, "taken": [[False], [True]]}
+    asked = {style: found | ({} if style == "ChatML" or not shift else {"right": [False] * 60, "loss": [1.0 + shift, 2.0 + shift] * 30}) for style in [*ns.STYLES, *ns.SLIPS]}
+    cell = lambda seed, moved: {"exact": 0.5, "loss": 1.0, "sentence": 0.5 + 0.01 * seed + moved, "last": 0.1 * seed + 2 * moved}  # noqa: E731
+    matrix = {style: [{column: cell(seed, 0 if column == style else shift) for column in ns.STYLES} for seed in range(5)] for style in ns.STYLES[:3]}
     return asked, matrix, matrix["ChatML"][0]
 
 
 def test_conclusions_come_from_the_numbers(ns, capsys):
     ns.report(*fake(ns, 0.0), False)  # 一样的两种（A/A），说分不出
     text = capsys.readouterr().out
-    assert text.count("分不出") == 8 + 9 and "更少" not in text and "照做的 0%；当特殊词元编码，照做的 100%" in text
+    assert text.count("分不出") == 2 * 8 + 2 * 9 and "更少" not in text and "当普通文字编码 0 道，当特殊词元编码 1 道" in text
     ns.report(*fake(ns, 0.3), False)
     text = capsys.readouterr().out
-    assert text.count("-50.0 ± ") == 8 == text.count("更少") and text.count("+0.300 ± 0.000　更高") == 9
+    assert text.count("百分点 -50.0 ± ") == 8 == text.count("更少") and text.count("损失 +0.30 ± 0.00 更高") == 8
+    assert text.count("句子的损失 +0.300 ± 0.000 更高；结束词元的损失 +0.600 ± 0.000 更高") == 9
 
 
 def test_interval_of_sixty_questions(ns, capsys):
     """60 道题的 99% 区间：平均 ± 2.58 × 标准差 ÷ √60。"""
-    asked, matrix, start = fake(ns, 0.3)
-    ns.report(asked, matrix, start, False)
+    ns.report(*fake(ns, 0.3), False)
     deviation = math.sqrt(sum((d + 50) ** 2 for d in [-100, 0] * 30) / 59)
-    assert f"-50.0 ± {2.58 * deviation / math.sqrt(60):.1f}" in capsys.readouterr().out
+    assert f"-50.0 ± {2.58 * deviation / math.sqrt(60):.1f} 更少" in capsys.readouterr().out
+
+
+def test_sentence_leaves_out_the_end(ns, tmp_path, monkeypatch):
+    """句子的损失，与去掉结束词元再算的相同。"""
+    reports, old = [], ns.OUTPUTS
+    ns.OUTPUTS = tmp_path
+    kept = ns.report
+    ns.report = lambda asked, matrix, start, quick: reports.append(start)
+    try:
+        run_main(ns, monkeypatch, "--quick")
+    finally:
+        ns.OUTPUTS, ns.report = old, kept
+    model, tokenizer = tiny(ns)
+    test = ns.load_data(FILES[0], tokenizer, True)[2]
+    for style in ns.STYLES:
+        items = [ns.encode_entry(tokenizer, item["entry"], style) for item in test]
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(*ns.answer_logits(model, [item | {"answer": item["answer"][:-1]} for item in items])).item()
+        assert reports[0][style]["sentence"] == pytest.approx(loss, abs=1e-4) and abs(reports[0][style]["loss"] - loss) > 1e-4
 
 
 # ---- 命令行、坏输入 ----
