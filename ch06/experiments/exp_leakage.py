@@ -576,10 +576,10 @@ def near_pairs(texts, threshold):
     pieces = [{text[i : i + 5] for i in range(max(1, len(text) - 4))} for text in texts]  # 碎片：连着的 5 个字符
     column = {piece: i for i, piece in enumerate(sorted(set().union(*pieces)))}
     where = [[column[piece] for piece in own] for own in pieces]
-    spots = torch.tensor([[i, j] for i, own in enumerate(where) for j in own]).T
+    sizes = torch.tensor([len(own) for own in pieces])  # (n,)
+    spots = torch.stack([torch.arange(len(texts)).repeat_interleave(sizes), torch.tensor([j for own in where for j in own])])  # (2, …)
     # 有这种碎片就是 1：几万种里一条只有几十种，所以用稀疏矩阵
     table = torch.sparse_coo_tensor(spots, torch.ones(spots.shape[1]), (len(texts), len(column)), check_invariants=True)  # (n, w)
-    sizes = torch.tensor([float(len(own)) for own in pieces])  # (n,)
     pairs, degrees = [], []
     for start in tqdm(range(0, len(texts), 256), desc="两两比", leave=False, disable=None):
         part = torch.arange(start, min(start + 256, len(texts)))

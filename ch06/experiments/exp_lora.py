@@ -11,7 +11,7 @@
 运行：
     python ch06/experiments/exp_lora.py              # 先装好 SmolLM2（没有就用 mini）；图片写到 ch06/outputs/
     python ch06/experiments/exp_lora.py --quick      # 用 mini 和几十条短信走一遍流程
-    约 20 分钟，2 GB（2 核 CPU；估的，默认规模还没有整个跑完）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
+    约 20 分钟，2 GB（2 核 CPU）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
 
 与 exp_finetune_ablation 同样的短信、同样截短的 SmolLM2、同样的训练函数；为了快，LoRA 只挂在最后一块，答在最后一个真的词元，不填充。
 
@@ -659,10 +659,10 @@ def confirm(claim, ok, hint):
 
 
 def attach_lora(model, rank, alpha):
-    """冻结全部参数，换掉的输出层除外，再挂上 LoRA。次序不能反：先挂再冻结，连 A、B 也一起冻结了。
+    """冻结，再给每个线性层挂上 LoRA。次序不能反：先挂再冻结，连 A、B 也一起冻结了。
 
     参数:
-        model (nn.Module): 模型，就地改动
+        model (nn.Module): 整个模型，或其中的几块，就地改动
         rank (int): 秩
         alpha (float): LoRALayer 会除以秩
     """
@@ -691,7 +691,7 @@ def merge(model):
 
 @torch.no_grad()
 def unmerge(adapters):
-    """从权重里减去改动，把 LoRA 挂回去，可以接着训练，或换上另一份；参数是 merge 的结果。
+    """从权重里减去改动，把 LoRA 挂回去，可以接着训练，或换上另一份。
 
     参数:
         adapters (list[tuple]): merge 的结果
@@ -928,7 +928,6 @@ def main():
     """书上的数、内存、秩与学习率。"""
     parser = argparse.ArgumentParser(description="实验　LoRA：秩换了，学习率要不要重新找？")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"几个种子，5 到 10 个（默认：{SEEDS}）")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count()), help="几个进程并排（默认：2）")
     parser.add_argument("--quick", action="store_true", help="用 mini 和几十条短信，一个种子：看流程，不下结论")
     args = parser.parse_args()
     try:
@@ -938,17 +937,16 @@ def main():
         path = str(find_data("messages.tsv") if args.quick else find_data("SMSSpamCollection.tsv", "messages.tsv"))
         where = (name, path, BASELINE["longest"], args.quick)
         base = prepare(*where)
-        blocks = min(BLOCKS[name], base.cfg["n_layers"])  # 自己训练的 mini 也许没有这么多块
-        setting = BASELINE | {"blocks": blocks} | ({"labels": 16, "epochs": 1} if args.quick else {})
+        setting = BASELINE | {"blocks": min(BLOCKS[name], base.cfg["n_layers"])} | ({"labels": 16, "epochs": 1} if args.quick else {})
         mark = hashlib.sha256(repr((base.messages, base.state["tok_emb.weight"].sum().item())).encode()).hexdigest()[:12]
-        print(f"底子　{name} 的前 {blocks} 块；短信　{path}" + ("\n--quick：看流程，不下结论" if args.quick else ""))
+        print(f"底子　{name} 的前 {setting['blocks']} 块；短信　{path}" + ("\n--quick：看流程，不下结论" if args.quick else ""))
         compare_memory(base, setting)
         keys = [("训练整块", 0)] + [(rule, rank) for rule in RULES for rank in RANKS]
         cases = {}
         for (rule, rank), seed, rate in product(keys, range(1, 2 if args.quick else args.seeds + 1), RATES):
             scaling = RULES[rule](ALPHA, rank) if rank else 0.0
             cases[rule, rank, seed, rate] = (where, mark, tuple(sorted((setting | {"rank": rank, "scaling": scaling, "lr": rate}).items())), seed)
-        done = side_by_side(adapt, list(cases.values()), OUTPUTS / "exp_lora", workers=1 if args.quick else args.jobs)
+        done = side_by_side(adapt, list(cases.values()), OUTPUTS / "exp_lora", workers=1 if args.quick else min(2, os.cpu_count()))
         seeds = sorted({seed for _, _, seed, _ in cases})
         results = {key: [[done[cases[(*key, seed, rate)]] for rate in RATES] for seed in seeds] for key in keys}
         places = report(results, args.quick)

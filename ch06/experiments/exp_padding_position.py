@@ -4,6 +4,7 @@
 先猜：　同一个微调好的分类器，训练时右填充，用的时候改成左填充（或干脆不填充），准确率掉几成？（先想 10 秒，再运行）
 看点：　① 没微调，换十个随机的输出层：书上的办法，各条短信答成同一类的占几成；② 只训练输出层、微调最后一块，哪几种追上来；
         ③ 图里的方格：行是训练时的办法，列是用的时候的办法，对角线以外，谁和谁能互换？④ 右填充时，掩码对真词元有用吗？左填充呢？
+        ⑤ 填充词元有几个，也是一条线索：什么也不读、只看短信有几个词元，能对几成？比它高多少，才是读懂了多少。
 动手改：1. 把 attention_mask 里的 | ~real[:, None, None, :] 去掉，加 --quick 运行：有掩码的与没有的一样了，自查变成 ✗。
         2. 把 positions_of 里的 (real.cumsum(dim=1) - 1).clamp(min=0) 换成 torch.arange(real.shape[1]).expand(real.shape)，加 --quick 运行：
            左填充时位置不从真词元数起，GPT 的输出就与不填充的不同，自查变成 ✗。
@@ -12,6 +13,7 @@
 
 运行：
     python ch06/experiments/exp_padding_position.py           # mini 一定做；SmolLM2（转换过）、GPT-2 124M（下载过）有就加上
+    python ch06/experiments/exp_padding_position.py --book    # 换成原书的短信：那里垃圾短信长得多，看"只看有几个词元"那一行
     python ch06/experiments/exp_padding_position.py --quick   # 只有 mini，几十条短信：看流程，不下结论
     约 5 分钟，1.4 GB（2 核 CPU）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
 
@@ -632,21 +634,21 @@ def load_model(name):
     return model.eval(), tiktoken.get_encoding("gpt2")
 
 
-def load_data(tokenizer, count):
+def load_data(path, tokenizer, count):
     """平衡过的短信，取 count 条。
 
     参数:
+        path (str): 短信文件
         tokenizer (tiktoken.Encoding): 分词器
         count (int): 几条
 
     返回:
-        tuple: 每条的词元编号，截断到 LENGTH；答案，1 是垃圾短信，(n,)；填充词元；短信文件
+        tuple: 每条的词元编号，截断到 LENGTH；答案，1 是垃圾短信，(n,)；填充词元
     """
-    path = find_data("SMSSpamCollection.tsv", "messages.tsv")
     rows = random_split(create_balanced_dataset(load_messages(path)), 1, 0)[0][:count]
     messages = [tokenizer.encode_ordinary(text)[:LENGTH] for _, text in rows]
     pad_id = tokenizer.encode("<|endoftext|>", allowed_special="all")[0]  # GPT-2 的是 50256
-    return messages, torch.tensor([int(label == "spam") for label, _ in rows]), pad_id, path
+    return messages, torch.tensor([int(label == "spam") for label, _ in rows]), pad_id
 
 
 def untuned(found, seed):
@@ -691,10 +693,11 @@ def probe(found, answers, sizes, seed):
     return result
 
 
-def finetune(ways, sizes, epochs, seed):
+def finetune(path, ways, sizes, epochs, seed):
     """书上的微调（最后一块、最后的归一化、输出层），用 mini：每种办法各训练一个，到每种办法下考。
 
     参数:
+        path (str): 短信文件
         ways (tuple[str]): 哪几种办法
         sizes (tuple): 训练几条，测试几条
         epochs (int): 几轮
@@ -704,7 +707,7 @@ def finetune(ways, sizes, epochs, seed):
         dict: 训练时的办法 → 用的时候的办法 → 准确率
     """
     start, tokenizer = load_model("mini")
-    messages, answers, pad_id, _ = load_data(tokenizer, sum(sizes))
+    messages, answers, pad_id = load_data(path, tokenizer, sum(sizes))
     order = torch.randperm(len(answers), generator=torch.Generator().manual_seed(seed))
     train, test = order[: sizes[0]], order[sizes[0] :]
     inputs = {}
@@ -856,12 +859,14 @@ def main():
     """几种办法，几份底子。"""
     parser = argparse.ArgumentParser(description="实验　最后一个位置是填充词元：换个填充的办法，换个位置，差多少？")
     parser.add_argument("--seeds", type=int, help=f"切分、训练几次，5 到 10（默认：{SEEDS}）")
+    parser.add_argument("--book", action="store_true", help="用原书的短信")
     parser.add_argument("--quick", action="store_true", help="只有 mini，几十条短信，训练一次：看流程，不下结论")
     args = parser.parse_args()
     try:
         seeds = (1 if args.quick else SEEDS) if args.seeds is None else args.seeds
         if args.seeds is not None and not 5 <= seeds <= 10:
             raise ValueError(f"--seeds 应在 5 到 10 之间，不能是 {seeds}：更少，区间宽得没有用")
+        path = find_data("SMSSpamCollection.tsv" if args.book else "messages.tsv")
         has_gpt2 = find_data("gpt2-124M.pth", "gpt_mini.pth").name == "gpt2-124M.pth"
         names = ["mini"] + (["SmolLM2"] if SMOLLM2.is_file() else []) + (["GPT-2 124M"] if has_gpt2 else [])
         if args.quick:
@@ -872,7 +877,7 @@ def main():
         for name in names:
             model, tokenizer = models[name] = load_model(name)
             sizes, epochs = ((32, 24), 1) if args.quick else (SIZES[name], EPOCHS)
-            messages, answers, pad_id, path = load_data(tokenizer, sum(sizes))
+            messages, answers, pad_id = load_data(path, tokenizer, sum(sizes))
             ways = {way: how for way, how in WAYS.items() if not (how[2] and isinstance(model, LlamaModel))}
             lengths = torch.tensor([float(len(message)) for message in messages])  # (n,)
             padded = lengths < LENGTH
@@ -888,14 +893,14 @@ def main():
             spread = {way: [untuned(x[padded], seed) for seed in range(HEADS)] for way, x in found.items()}
             probes, tuned = [probe(found, answers, sizes, seed) for seed in range(seeds)], []
             if name == "mini":
-                cases = [(tuple(ways), sizes, epochs, seed) for seed in range(seeds)]
+                cases = [(str(path), tuple(ways), sizes, epochs, seed) for seed in range(seeds)]
                 tuned = list(side_by_side(finetune, cases, OUTPUTS / "padding_position", 1 if args.quick else None).values())
             everything[name] = spread, probes, tuned
             report(*everything[name], args.quick)
             # 填充了几个，也是读得出来的：垃圾短信长短不同，光凭这个能对几成？
             alone = [probe({"长短": torch.stack([lengths, lengths**2], dim=1)}, answers, sizes, seed)["长短"]["长短"] for seed in range(seeds)]
             print(f"  对照：什么也不读，只看有几个词元，{statistics.mean(alone):.1%}")
-        picture = OUTPUTS / ("padding_position_quick.png" if args.quick else "padding_position.png")
+        picture = OUTPUTS / f"padding_position{'_quick' if args.quick else '_book' if args.book else ''}.png"
         draw(everything, picture)
         print(f"\n图片已写到 {picture}\n\n这个数字对吗？")
         for name, (model, tokenizer) in models.items():

@@ -169,8 +169,8 @@ def finetune_right(ns):
     for message, answer in zip(messages, answers.tolist()):
         message[-1] = 91 + answer  # 答案写在最后一个词元里
     ns.load_model = lambda name: (tiny(ns), None)
-    ns.load_data = lambda tokenizer, count: (messages, answers, PAD, None)
-    before = ns.finetune(tuple(ns.WAYS), (40, 40), 0, 3)
+    ns.load_data = lambda path, tokenizer, count: (messages, answers, PAD)
+    before = ns.finetune(None, tuple(ns.WAYS), (40, 40), 0, 3)
     torch.manual_seed(3)
     head, test = torch.nn.Linear(16, 2), torch.randperm(80, generator=torch.Generator().manual_seed(3))[40:]
     for way, how in ns.WAYS.items():
@@ -178,7 +178,7 @@ def finetune_right(ns):
             right = head(ns.vectors(tiny(ns), messages, PAD, how)[test, 0]).argmax(dim=1) == answers[test]
         if any(abs(row[way] - right.double().mean().item()) > 1e-9 for row in before.values()):
             return False
-    found = ns.finetune(("真词元", "左＋掩码＋位置", "书上的"), (40, 40), 4, 0)
+    found = ns.finetune(None, ("真词元", "左＋掩码＋位置", "书上的"), (40, 40), 4, 0)
     same = [found[a][b] for a in ("真词元", "左＋掩码＋位置") for b in ("真词元", "左＋掩码＋位置")]
     return max(same) - min(same) < 0.03 and min(same) > 0.9 and found["真词元"]["书上的"] < 0.85
 
