@@ -11,7 +11,7 @@
 运行：
     python ch06/experiments/exp_lora.py              # 先装好 SmolLM2（没有就用 mini）；图片写到 ch06/outputs/
     python ch06/experiments/exp_lora.py --quick      # 用 mini 和几十条短信走一遍流程
-    约 20 分钟，2 GB（2 核 CPU）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
+    约 7 分钟，2 GB（2 核 CPU）；算过的存着，中断了再运行就接着做；--quick 约 10 秒
 
 与 exp_finetune_ablation 同样的短信、同样截短的 SmolLM2、同样的训练函数；为了快，LoRA 只挂在最后一块，答在最后一个真的词元，不填充。
 
