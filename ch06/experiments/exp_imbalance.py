@@ -1,13 +1,13 @@
 """第 6 章 · 实验　87% 都是正常短信：该扔掉一些、加权，还是只移一移界线？
 
 问题：　书上扔掉八成多的正常短信，让两类一样多。不扔，改用加权的损失、重复抽样，或者什么也不做、只移界线，差多少？
-先猜：　五种办法各训练一个分类器，都到验证集上去挑界线，花费的代价相差几成？（先想 10 秒，再运行）
+先猜：　四种办法（什么也不做、加权、过采样、欠采样）各训练一个分类器，都到验证集上去挑界线，花费的代价相差几成？（先想 10 秒，再运行）
 看点：　① 都用 0.5 当界线，查全率、查准率各不相同；可是次序（平均查准率）呢？哪一种办法真的丢了东西？
-        ② 界线都到验证集上去挑，代价还分得出高低吗？误杀一条抵得上漏过几条，一变，界线要变多少（图的最右）？
+        ② 界线都到验证集上去挑，代价还分得出高低吗？误杀一条抵得上漏过几条，一变，代价差多少（图的最右）？
         ③ 加权之后，说"八成是垃圾"的，真有八成吗？照公式减去一个数，修好了，还是修过了头？看"分数平均抬高"那一行；
         ④ 一律答 ham，准确率不低，校准误差（ECE）几乎是 0：为什么这两个数都不能说明它有用？
 动手改：1. 把 sample_weights 里的 ratio = (labels == 0).sum() / (labels == 1).sum() 换成 ratio = torch.tensor(300.0)，加 --quick 运行：
-           0.5 当界线，几乎全判成垃圾，准确率掉到一半以下；次序（平均查准率）也差了，但差得少得多。
+           0.5 当界线，几乎全判成垃圾，准确率掉到一半以下；次序（平均查准率）也差了，但差得少得多；两类的权重之和不再相等，自查变成 ✗。
         2. 把 correct_prior 里的 - math.log(ratio) 换成 + math.log(ratio)，加 --quick 运行：修正反了方向，校准误差更大，自查变成 ✗。
         3. 把 precision_recall_curve 里的 last = torch.cat([…]) 整个换成 torch.ones(len(labels), dtype=torch.bool)，加 --quick 运行：
            同分的被拆开，"一律答 ham" 也有了次序，平均查准率不再是垃圾短信的比例，自查变成 ✗。
@@ -51,6 +51,7 @@ PENALTIES = [10.0**power for power in range(-1, -8, -1)]  # 权重的惩罚，�
 # 最轻只给到 0.001 的话，谁也没学够，加权的平均查准率看着就高 1.6 个百分点（自带的短信，SmolLM2）：比的其实是谁罚得轻
 COSTS = ((10, 1), (1, 1), (1, 10))  # 误杀一条正常短信的代价，漏过一条垃圾短信的代价
 SEEDS = 10  # 切分几次
+# AGAIN：同一种办法换一批抽，两次之间差多少，是抽样的运气
 ALWAYS, PLAIN, WEIGHTED, OVER, UNDER, AGAIN = "一律答 ham", "什么也不做", "加权", "过采样", "欠采样（书上的）", "欠采样，另抽一次"
 
 
@@ -456,9 +457,6 @@ def find_data(*names):
 # endregion
 
 
-os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
-
-
 # region 沿用 setup/self_check.py: confirm
 def confirm(claim, ok, hint):
     """「这个数字对吗？」：打印一条自查结果，不对时给出常见原因。（详解见 setup/self_check.py）"""
@@ -477,15 +475,44 @@ def load_encoder(name):
 
     返回:
         tuple: 模型，分词器
+
+    异常:
+        ValueError: 权重的文件坏了，或不是这个模型的
     """
     if name == "smollm2":
         model, tokenizer = load_smollm2()
     else:
-        checkpoint = torch.load(find_data("gpt_mini.pth" if name == "mini" else "gpt2-124M.pth"), map_location="cpu", weights_only=True)
-        model, tokenizer = GPTModel(checkpoint["config"]).eval(), tiktoken.get_encoding("gpt2")
-        model.load_state_dict(checkpoint["model"])
+        path = find_data("gpt_mini.pth" if name == "mini" else "gpt2-124M.pth")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            model = GPTModel(checkpoint["config"]).eval()
+            model.load_state_dict(checkpoint["model"])
+        except Exception:  # 坏法很多，报的错也各不相同
+            raise ValueError(f"{path} 坏了，或不是这里要的权重：把它删掉再运行，会告诉你怎样重新得到它") from None
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))  # GPT-2 的词表由 setup/run.sh 放好，不联网
+        tokenizer = tiktoken.get_encoding("gpt2")
     model.trf_blocks = model.trf_blocks[:LAYER]
     return model, tokenizer
+
+
+def load_rows(path, step):
+    """读短信，每 step 条取一条。
+
+    参数:
+        path (Path): 短信
+        step (int): 1 是全都要
+
+    返回:
+        list: 每条是（标签，正文）
+
+    异常:
+        ValueError: 有一类太少
+    """
+    rows = load_messages(path)[::step]
+    spam = sum(label == "spam" for label, _ in rows)
+    if spam < 40 or len(rows) - spam < 300:
+        raise ValueError(f"{path} 里用到的 spam {spam} 条、ham {len(rows) - spam} 条，至少要 40 条、300 条：垃圾只留到 {EXTREME:.1%} 时，切成三份才各有几条")
+    return rows
 
 
 def prepare(rows, name, title):
@@ -515,7 +542,7 @@ def prepare(rows, name, title):
 
 
 def sample_weights(labels, remedy, generator):
-    """每条训练短信算几次。三种办法都可以写成这样，所以它们其实很近。
+    """每条训练短信算几次。三种办法都可以写成这样：加权和过采样很近；欠采样有的权重是 0，数据真的少了。
 
     参数:
         labels (Tensor): 1 是垃圾短信，(n,)
@@ -798,6 +825,7 @@ def summarize(results):
     for found in results:
         valid, test, logits = unpack(found)
         rows = {name: (pair, 0.0) for name, pair in logits.items()}
+        # 平衡准确率里两类各占一半：设垃圾的比例是 π，漏一条垃圾的代价是误杀的 (1−π)/π 倍，照公式，概率的界线就是 π
         rows[PLAIN + "，界线移到垃圾的比例"] = (logits[PLAIN], valid.double().mean().logit().item())
         for name, (pair, threshold) in rows.items():
             row = measures(pair[1], test, threshold)
@@ -840,10 +868,16 @@ def show(table, quick):
         quick (bool): True 时不下结论
     """
     forms = dict.fromkeys(["准确率", "平衡准确率", "查准率", "查全率", "F1", "平均查准率", "同序", "ECE"], ".1%") | {"Brier": ".4f", "惩罚": ".1f"}
-    print(width("界线 0.5", 32) + "".join(width(key, -11) for key in forms) + "　（同序：任取两条，次序与什么也不做相同的；惩罚：10 的几次方）")
+    print(width("界线 0.5", 32) + "".join(width(key, -11) for key in forms) + "　（同序：任取两条，次序与什么也不做相同的；Brier：概率与 0/1 之差的平方，平均；惩罚：10 的几次方）")
     for name, row in table.items():
-        cells = [statistics.mean(row[key]) for key in forms]
-        print(width(name, 32) + "".join(width("—" if math.isnan(cell) else format(cell, form), -11) for form, cell in zip(forms.values(), cells)))
+        cells = []
+        for key, form in forms.items():
+            defined = [value for value in row[key] if not math.isnan(value)]  # 没有定义的不算，说清是几次的平均
+            cells.append((format(statistics.mean(defined), form) if defined else "—") + (f"（{len(defined)} 次）" if 0 < len(defined) < len(row[key]) else ""))
+        print(width(name, 32) + "".join(width(" " + cell, -11) for cell in cells))
+    for name in (PLAIN, WEIGHTED, OVER, UNDER):
+        if ends := table[name]["惩罚"].count(math.log10(PENALTIES[-1])):
+            print(f"　注意：{name} 有 {ends} 次挑中了最轻的惩罚，再轻的没有试")
     print("\n每千条的代价（误杀 : 漏过）：界线不挑 → 验证集上挑 → 按公式（概率 = 误杀 / (误杀 + 漏过)）")
     for name, row in table.items():
         if "界线" not in name:
@@ -865,6 +899,9 @@ def show(table, quick):
         mean, half = paired_interval(differences)
         title = f"{name} − {other}" if key == other_key else f"{name}：公式 − 验证集挑"
         print(f"  {width(key, 24)}{width(title, 46)}{mean:+7.2f} ± {half:.2f}　{verdict(differences)}")
+    count = len(table[PLAIN]["ECE"])
+    # 几次切分共用短信，方差要乘 1 + 次数 × 测试集 ÷ 训练集（Nadeau 和 Bengio，2003）；这里是 30% ÷ 50%
+    print(f"（同一份短信切 {count} 次，训练的、考的都有重叠，不是 {count} 份新短信：± 只说换一种切法差多少；要说换一批短信，大约要宽 {math.sqrt(1 + count * 0.3 / 0.5):.1f} 倍。）")
     keys = [f"代价 {a}:{b}，验证集挑" for a, b in COSTS]
     tied = sum(verdict([a - b for a, b in zip(table[name][key], table[PLAIN][key])]) == "分不出" for name in (WEIGHTED, OVER, UNDER) for key in keys)
     print(f"界线都在验证集上挑：三种办法 × {len(COSTS)} 种代价，{3 * len(COSTS)} 次比较里有 {tied} 次与什么也不做分不出")
@@ -890,12 +927,14 @@ def draw(everything, path):
                     curves.append(precision[torch.searchsorted(recall, grid).clamp(max=len(recall) - 1)])
                 (line,) = row[column].plot(100 * grid, 100 * torch.stack(curves).mean(dim=0), label=name)
                 spots = [measures(logits[name][1], test) for _, test, logits in opened]
-                spot = [100 * statistics.mean(0 if math.isnan(each[key]) else each[key] for each in spots) for key in ("查全率", "查准率")]
-                row[column].plot(*spot, "o", color=line.get_color())
-                lowest += spot
+                spots = [each for each in spots if not math.isnan(each["查准率"])]  # 一条也没判成垃圾的，没有查准率
+                if spots:
+                    spot = [100 * statistics.mean(each[key] for each in spots) for key in ("查全率", "查准率")]
+                    row[column].plot(*spot, "o", color=line.get_color())
+                    lowest += spot
             spam = statistics.mean(test.double().mean().item() for _, test, _ in opened)
             row[column].axhline(100 * spam, color="gray", linestyle=":")
-            low = 0 if share else max(0, min(lowest) - 10)  # 原来的比例，几条线都挤在右上角，放大看
+            low = 0 if share else max(0, min(lowest, default=0) - 10)  # 原来的比例，几条线都挤在右上角，放大看
             row[column].set(title=f"{title}，垃圾占 {spam:.1%}", xlabel="查全率（%）", ylabel="查准率（%）（点：界线 0.5）", xlim=(low, 102), ylim=(low, 102))
         row[0].legend(loc="lower left")
         opened = [unpack(found) for found in everything[title, 0]]
@@ -946,6 +985,9 @@ def check(everything):
     confirm(f"解出来的地方，PyTorch 自带的损失（pos_weight=3）坡度是 0（得到 {slope:.0e}）", slope < 1e-5, "梯度或惩罚写错了")
     back = torch.sigmoid(correct_prior(torch.zeros(1), 9.0)).item()
     confirm(f"垃圾短信多算 9 倍，学到的五成，修正回来是一成（得到 {back:.3f}）", abs(back - 0.1) < 1e-6, "修正的方向反了")
+    labels = torch.tensor([1] * 5 + [0] * 20)
+    made = [sample_weights(labels, remedy, generator) for remedy in (WEIGHTED, OVER, UNDER)]
+    confirm("加权、过采样、欠采样之后，两类的权重之和相等", all(each[labels == 1].sum() == each[labels == 0].sum() for each in made), "倍数不对，或抽的条数不对")
     for (title, share), results in everything.items():
         _, test, logits = unpack(results[0])
         spam = test.double().mean().item()
@@ -969,13 +1011,15 @@ def main():
         if args.seeds is not None and not 5 <= seeds <= 10:
             raise ValueError(f"--seeds 应在 5 到 10 之间，不能是 {seeds}：更少，区间宽得没有用")
         model = args.model or ("smollm2" if SMOLLM2.is_file() and not args.quick else "mini")
-        paths = {"自带的短信": find_data("messages.tsv")}
-        if (real := find_data("SMSSpamCollection.tsv", "messages.tsv")) != paths["自带的短信"] and not args.quick:
+        shipped = find_data("messages.tsv")
+        paths = {"自带的短信" if shipped.parent == OUTPUTS.parents[1] / "setup" / "data" else "你的短信": shipped}
+        if (real := find_data("SMSSpamCollection.tsv", "messages.tsv")) != shipped and not args.quick:
             paths["原书的短信"] = real
+        messages = {title: load_rows(path, 5 if args.quick else 1) for title, path in paths.items()}
         print(f"底子　{model}，第 {LAYER} 块的输出（不够就最后一块），各个词元取平均；上面一个逻辑回归" + ("　看流程，不下结论" if args.quick else ""))
         everything = {}
         for title, path in paths.items():
-            saved = prepare(load_messages(path)[:: 5 if args.quick else 1], model, title)
+            saved = prepare(messages[title], model, title)
             for share in (0, EXTREME):
                 cases = [(str(saved), share, seed) for seed in range(seeds)]
                 results = side_by_side(run_seed, cases, OUTPUTS / "imbalance", 1 if args.quick else None)

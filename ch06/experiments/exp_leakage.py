@@ -508,9 +508,15 @@ def load_encoder(name):
     if name == "smollm2":
         model, tokenizer = load_smollm2()
     else:
-        checkpoint = torch.load(find_data("gpt_mini.pth" if name == "mini" else "gpt2-124M.pth"), map_location="cpu", weights_only=True)
-        model, tokenizer = GPTModel(checkpoint["config"]).eval(), tiktoken.get_encoding("gpt2")
-        model.load_state_dict(checkpoint["model"])
+        path = find_data("gpt_mini.pth" if name == "mini" else "gpt2-124M.pth")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            model = GPTModel(checkpoint["config"]).eval()
+            model.load_state_dict(checkpoint["model"])
+        except Exception:
+            raise ValueError(f"{path} 坏了，或不是这里要的权重：把它删掉再运行，会告诉你怎样重新得到它") from None
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(find_data("tiktoken"))
+        tokenizer = tiktoken.get_encoding("gpt2")
     model.trf_blocks = model.trf_blocks[:LAYER]
     return model, tokenizer
 

@@ -7,6 +7,8 @@
 import importlib.util
 import itertools
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -247,7 +249,7 @@ def run(ns, monkeypatch, capsys, tmp_path, *arguments):
 def test_quick(ns, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("LLM_DATA_DIR", "")
     code, out, _ = run(ns, monkeypatch, capsys, tmp_path, "--quick")
-    assert code == 0 and "不下结论" in out and "✗" not in out and "分不出" not in out
+    assert code == 0 and "不下结论" in out and "✗" not in out and "分不出" not in out and out.count("✓") == 8
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["features", "imbalance", "imbalance_quick.png"]
     (kept,) = (tmp_path / "outputs" / "features").iterdir()
     before, rows = kept.stat().st_mtime_ns, ns.load_messages(ns.find_data("messages.tsv"))[::5]
@@ -265,6 +267,54 @@ def test_same_treatment_is_not_told_apart(ns, tmp_path, monkeypatch, capsys):
     assert sum("欠采样，另抽一次" in line for line in lines) == 2 and all("分不出" in line for line in lines if "欠采样，另抽一次" in line)
     (balanced,) = [line for line in lines if "平衡准确率" in line and "加权 − 什么也不做 " in line]
     assert "更高" in balanced
+
+
+def test_undefined_and_the_lightest_penalty_are_said(ns, tmp_path, capsys):
+    """有几次没有定义的，平均只算有定义的，说清几次；挑中最轻的惩罚，说出来；± 说的是什么，也说出来。"""
+    x, labels, _ = toy(7, 900, 5, 0.15)
+    torch.save({"features": x[:, :5].half(), "labels": labels}, tmp_path / "data.pt")
+    results = [ns.run_seed(str(tmp_path / "data.pt"), 0, seed) for seed in range(5)]
+    for found, times in zip(results, range(5)):
+        found["惩罚"][ns.PLAIN] = ns.PENALTIES[-1] if times < 2 else ns.PENALTIES[0]
+    table = ns.summarize(results)
+    table[ns.PLAIN]["查准率"] = [math.nan, 0.5, 0.7, math.nan, 0.6]
+    ns.show(table, quick=False)
+    out = capsys.readouterr().out
+    (row,) = [line for line in out.splitlines() if line.startswith(ns.PLAIN + " ") and "%" in line]
+    assert "60.0%（3 次）" in row and f"{ns.PLAIN} 有 2 次挑中了最轻的惩罚" in out and "宽 2.0 倍" in out and "不是 5 份新短信" in out
+
+
+@pytest.mark.parametrize("old, new", [("weights[spam] = ratio.double()", "weights[ham] = ratio.double()"), ("torch.randint(len(spam), (len(ham),)", "torch.randint(len(spam), (len(labels),)")])
+def test_unequal_weights_are_seen(old, new, tmp_path, capsys):
+    """权重加错了一类、抽多了，自查有一条 ✗。"""
+    path = tmp_path / "exp_imbalance.py"
+    path.write_text(SCRIPT.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    broken = load(path, "broken_imbalance")
+    broken.check({})
+    del sys.modules["broken_imbalance"]
+    assert "✗ 加权、过采样、欠采样之后" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", ["gpt_mini.pth", "messages.tsv"])
+def test_bad_files_are_one_sentence(ns, monkeypatch, capsys, tmp_path, bad):
+    """坏的权重、太少的短信：一句中文，退出码 2。"""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if bad == "gpt_mini.pth":
+        torch.save({"config": {}, "model": {}}, folder / bad)
+    else:
+        (folder / bad).write_text("ham\thello\n" * 2000 + "spam\tprize\n" * 30, encoding="utf-8")
+    monkeypatch.setenv("LLM_DATA_DIR", str(folder))
+    code, out, error = run(ns, monkeypatch, capsys, tmp_path, "--quick")
+    assert code == 2 and ("坏了" if bad == "gpt_mini.pth" else "spam 6 条、ham 400 条") in error.strip().splitlines()[-1] and not (tmp_path / "outputs").exists()
+
+
+def test_help_needs_no_files(tmp_path):
+    """搬到别处，什么数据也找不到：--help 还是帮助。"""
+    copy = tmp_path / "exp_imbalance.py"
+    copy.write_bytes(SCRIPT.read_bytes())
+    result = subprocess.run([sys.executable, copy, "--help"], capture_output=True, encoding="utf-8", env=os.environ | {"LLM_DATA_DIR": "", "PYTHONUTF8": "1"})
+    assert result.returncode == 0 and "--quick" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("arguments, word", [(["--seeds", "3"], "--seeds"), (["--seeds", "11"], "--seeds"), (["--model", "smollm2", "--seeds", "5"], "requirements-model.txt")], ids=" ".join)

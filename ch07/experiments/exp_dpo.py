@@ -1,12 +1,12 @@
 """第 7 章 · 实验　DPO：只告诉模型"这个回答比那个好"，改得动它吗，别处要付出什么？
 
-问题：　一对对的回答，答案一字不差，只有一个带句客气话。看过几十对，SmolLM2 在没见过的题上会客气吗？答得还对吗，别的文字还读得懂吗？
-先猜：　它本来几乎从不客气。DPO 的损失从 ln 2 起步，走上十来步，48 道没见过的题里有几道客气？客气了，答对的会变多还是变少？（先想 10 秒，再运行）
-看点：　① 图的上排：差值（margin）上去了，不等于行为变了，要真的让它答；② 图的下排是代价：KL 散度、别的文字的困惑度、答对几道；
+问题：　一对对的回答，答案一字不差，只有一个带句客气话。用直接偏好优化（Direct Preference Optimization，DPO）看过几十对，没见过的问法，SmolLM2 会客气吗？答得还对吗，别的文字还读得懂吗？
+先猜：　它本来几乎从不客气。DPO 的损失从 ln 2 起步，走上十来步，损失降到多少？48 道没见过的问法里有几道客气？客气了，答对的会变多还是变少？（先想 10 秒，再运行）
+看点：　① 图的上排：差值（margin），就是选中的比被拒的多涨了多少对数概率；它上去了，不等于行为变了，要真的让它答；② 图的下排是代价：KL 散度、别的文字的困惑度、答对几道；
         ③ 长度：选中的总是更长的那个，它学到的是客气，还是啰唆？④ 同样的数据，DPO、IPO、SimPO 各走到哪里停。
 动手改：1. 把 compute_logprobs 里的 selection_mask[:, 1:] 改成 selection_mask[:, :-1]，加 --quick 运行：掩码错了一位，一处也不报错，只有自查变成 ✗。
         2. 把 compute_logprobs 里的 .sum(dim=1) 改成 .mean(dim=1)，加 --quick 运行：填充越多，平均越小，自查变成 ✗。
-        3. 把 lora_off 里的 layer.scaling = 0.0 改成 pass，加 --quick 运行：参考模型跟着一起变，每一步的损失都是 ln 2，看不出学得怎样，也不知道何时该停，自查变成 ✗。
+        3. 把 lora_off 里的 layer.scaling = 0.0 改成 pass，加 --quick 运行：参考模型跟着一起变，DPO 的损失从头到尾都是 ln 2，IPO 的也一点不降，自查变成 ✗。
 
 运行：
     python ch07/experiments/exp_dpo.py              # 先装好 SmolLM2，见 ch05/experiments/exp_real_llm.py；图片写到 ch07/outputs/
@@ -43,20 +43,20 @@ OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 SMOLLM2 = OUTPUTS.parents[1] / "ch05" / "outputs" / "smollm2-135M.pth"
 # 改这里
 METHODS = {
-    # β：离开参考模型一纳特（nat，以 e 为底的对数概率）值几分。β 越小，同样的损失要走得越远。
+    # β：差值乘上它再进 σ。β 越小，差值要越大，损失才降得一样多，离参考模型就越远；纳特（nat）是以 e 为底的对数的单位。
     "DPO": {"beta": 0.1},
-    "IPO": {"tau": 0.02},  # 差值拉到 1/(2τ) = 25 纳特就停，再大反而要罚
-    "SimPO": {"beta": 2.5, "gamma": 1.0},  # 没有参考模型；每个词元平均下来，选中的要比另一个高 γ/β = 0.4 纳特
+    "IPO": {"tau": 0.02},  # Identity Preference Optimization：差值拉到 1/(2τ) = 25 纳特就停，再大反而要罚
+    "SimPO": {"beta": 2.5, "gamma": 1.0},  # Simple Preference Optimization：没有参考模型；每个词元平均下来，选中的要比另一个高 γ/β = 0.4 纳特
 }
 SEEDS, STEPS, BATCH_SIZE, LEARNING_RATE, RANK, ALPHA = [1, 2, 3], 18, 4, 7e-4, 8, 8
 TRAINED_BLOCKS = 10  # 只在最后几块挂 LoRA：反向传播不必走到底，一步快三分之一
-EVERY, STOP_AT = 3, 0.9  # 每几步看一次验证的题；客气的到了九成就停（early stopping）：再走下去，代价还在涨
+EVERY, STOP_AT = 3, 0.9  # 每几步看一次验证的题；客气的到了九成（8 道，就是全部）就停（early stopping）：再走下去，代价还在涨
 FRONT_ONLY = True  # 只取客气话在前面的。在后面的也要，模型学到的是"别停"：I hope this helps. I hope this helps. …
 VALIDATION, TEST, MARGIN_PAIRS, MAX_NEW_TOKENS = 8, 48, 12, 24  # 几道题用来决定何时停，几道只在最后用一次；最后的差值只量其中几对；最多写几个词元
 # 量什么：名字，数的格式
 MEASURES = {
     "polite": ("客气的题", ".0%"), "correct": ("答对的题", ".0%"), "length": ("回答有几个词元", ".1f"), "margin": ("差值（纳特）", ".1f"),
-    "ranked": ("差值大于 0 的", ".0%"), "kl": ("每句的 KL（纳特）", ".1f"), "perplexity": ("别的文字的困惑度", ".2f"),
+    "ranked": ("差值大于 0 的", ".0%"), "kl": ("每个词元的 KL（纳特）", ".2f"), "perplexity": ("别的文字的困惑度", ".2f"),
 }  # fmt: skip
 POLITE = r"^sure\b|\b(happy to help|good question|of course|hope this helps|feel free to ask)\b"  # 自带数据里的六句客气话
 BOOK_POLITE = r"\b(please|would|could|may|might|kindly|glad|happy to|recommend|perhaps|thank)\b"  # 书上的客气没有固定的话，只能看用词
@@ -73,7 +73,7 @@ def confirm(claim, ok, hint):
 # endregion
 
 
-# region 沿用 setup/find_data.py: find_data
+# region 沿用 setup/find_data.py: find_data, read_text
 def find_data(*names):
     """到几个数据文件夹里依次找，返回找到的第一个；都没有，就说先运行哪条命令，退出码 2。（详解见 setup/find_data.py）"""
     here = Path(__file__ if "__file__" in globals() else "x").resolve()
@@ -87,6 +87,17 @@ def find_data(*names):
     commands |= {f"gpt2-{size}.pth": f"ch05/main/gpt_download.py --size {size}" for size in ("124M", "355M", "774M", "1558M")}
     print(f"找不到 {names[0]}，请先运行 python {commands.get(names[0], 'setup/download.py')}", file=sys.stderr)
     sys.exit(2)
+
+
+def read_text(path):
+    """读一个文本文件；不是能用来训练的文本时，用一句中文说清楚。（详解见 setup/find_data.py）"""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"读不了 {path}：文件不存在，或不是 UTF-8 编码的文本（请用编辑器另存为 UTF-8）") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"{path} 是空的，或是二进制文件，请换一个文本文件")
+    return text
 
 
 # endregion
@@ -398,6 +409,28 @@ def side_by_side(job, cases, folder, workers=None):
 # endregion
 
 
+def digest(files):
+    """几份数据的摘要，算在 case 里：文件名没变，内容换了，也要重新训练。
+
+    参数:
+        files (tuple): 路径；空的不算
+
+    返回:
+        str: 8 位十六进制
+
+    异常:
+        ValueError: 有一个不是文件
+    """
+    mark = hashlib.sha256()
+    for file in filter(None, files):
+        if not Path(file).is_file():
+            raise ValueError(f"{file} 应是一个文件")
+        mark.update(Path(file).read_bytes())
+    if SMOLLM2.is_file():  # 权重有半个 GB，不从头读：只看大小，和改过的时间
+        mark.update(f"{SMOLLM2.stat().st_size} {SMOLLM2.stat().st_mtime_ns}".encode())
+    return mark.hexdigest()[:8]
+
+
 @contextmanager
 def lora_off(model):
     """在 with 里关掉 LoRA：剩下的就是没有训练过的模型，它就是参考模型（reference model），不必另存一份。
@@ -419,6 +452,11 @@ def lora_off(model):
             layer.scaling = scaling
 
 
+def encode(tokenizer, text):
+    """文字 → 词元编号；更大的编号不是词元，是词表里缺的几个字节，不要。"""
+    return [i for i in tokenizer.encode_ordinary(text) if i < 49_152]
+
+
 class PreferenceDataset(Dataset):
     """偏好数据集：每条是提示词、选中的、被拒的。提示词和回答分开编码再接起来，从第几个词元起是回答，就一定知道。
 
@@ -432,11 +470,10 @@ class PreferenceDataset(Dataset):
     def __init__(self, data, tokenizer):
         # SmolLM2 的聊天格式，不写系统提示，省一半的词元。<|im_end|> 也是回答的一部分：什么时候停，也是要学的。
         self.encoded, (start, end) = [], (tokenizer.encode_single_token(token) for token in ("<|im_start|>", "<|im_end|>"))
-        encode = lambda text: [i for i in tokenizer.encode_ordinary(text) if i < 49_152]  # noqa: E731　更大的不是词元，是词表里缺的几个字节
         for entry in data:
             question = f"user\n{entry['instruction']}" + (f"\n{entry['input']}" if entry["input"] else "")
-            prompt = [start, *encode(question), end, *encode("\n"), start, *encode("assistant\n")]
-            self.encoded.append({"prompt": prompt} | {key: [*encode(entry[key]), end] for key in ("chosen", "rejected")})
+            prompt = [start, *encode(tokenizer, question), end, *encode(tokenizer, "\n"), start, *encode(tokenizer, "assistant\n")]
+            self.encoded.append({"prompt": prompt} | {key: [*encode(tokenizer, entry[key]), end] for key in ("chosen", "rejected")})
 
     def __getitem__(self, index):
         """第 index 条。"""
@@ -485,6 +522,9 @@ def compute_logprobs(logits, labels, selection_mask):
 
 def compute_dpo_loss(model_chosen_logprobs, model_rejected_logprobs, reference_chosen_logprobs, reference_rejected_logprobs, beta=0.1):
     """DPO 的损失：与参考模型相比，选中的涨得比被拒的多，损失就小。
+
+    为什么是这个式子：设人挑中前一个的概率是 `σ(好处之差)`（Bradley–Terry）。要"好处大，又不许离参考模型太远"，最好的模型 π 满足
+    `好处 = β·log(π/π_ref) + 一个只看提示词的数`，π_ref 是参考模型；相减，那个数消掉。于是不必另练奖励模型，直接让 `σ(β·差值)` 变大。
 
     参数:
         model_chosen_logprobs, model_rejected_logprobs (Tensor): 正在训练的模型给的，(b,)
@@ -592,6 +632,8 @@ def load_data(files, quick):
 
     def answer_key(entry):  # 答案里非有不可的那个词：是或否的题看第一个，其余看最后一个；题目里就有它，答没答对看不出来，这样的题不要
         words, question = (re.findall(r"[a-z0-9-]+", text.lower()) for text in (entry["output"], f"{entry['instruction']} {entry['input']}"))
+        if not words:  # 没有英文的词，没有规则可查
+            return None
         word = words[0] if words[0] in ("yes", "no") else words[-1]
         return None if word in question or word == "a" else word
 
@@ -605,6 +647,8 @@ def load_data(files, quick):
         held_out, pairs = pairs[: VALIDATION + TEST], pairs[VALIDATION + TEST :]
     else:
         pairs = [entry | {"rejected": entry["output"]} for entry in data if entry["chosen"] != entry["output"] and not (FRONT_ONLY and entry["chosen"].startswith(entry["output"]))]
+        if not pairs:
+            raise ValueError(f"{path} 里没有一对是选中的多一句客气话、答案一字不差的")
         templates = sorted({entry["chosen"].replace(entry["output"], "{x}") for entry in pairs})
         # 偏好数据从前 85% 造出来，没见过的题从后 15% 里取：有的只是换了问法，字句没有重样的。
         entries = download_and_load_file(files[1], "")
@@ -613,6 +657,8 @@ def load_data(files, quick):
         held_out = [entry | {"chosen": templates[i % len(templates)].replace("{x}", entry["output"])} for i, entry in enumerate(held_out)]
     if len(pairs) < BATCH_SIZE:
         raise ValueError(f"{path} 里能用的只有 {len(pairs)} 对，至少要 {BATCH_SIZE} 对")
+    if len(held_out) < VALIDATION + MARGIN_PAIRS:
+        raise ValueError(f"{files[1] or path} 里能用来考的只有 {len(held_out)} 道，至少要 {VALIDATION + MARGIN_PAIRS} 道")
     return (pairs[:40], held_out[:2], held_out[2:6]) if quick else (pairs, held_out[:VALIDATION], held_out[VALIDATION : VALIDATION + TEST])
 
 
@@ -621,37 +667,58 @@ def load_model(quick):
     return (LlamaModel(TINY).eval(), build_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])) if quick else load_smollm2()
 
 
+def load_text(path, tokenizer, quick):
+    """别的文字，取开头的一段，切成两行：用来量困惑度（perplexity）。
+
+    参数:
+        path (str): 文字的路径
+        tokenizer (tiktoken.Encoding): 分词器
+        quick (bool): 只要四分之一
+
+    返回:
+        Tensor: 编号，(b, t)
+
+    异常:
+        ValueError: 读不了，或太短
+    """
+    ids, size = encode(tokenizer, read_text(path)), 128 if quick else 512
+    if len(ids) < size:
+        raise ValueError(f"{path} 只有 {len(ids)} 个词元，至少要 {size} 个才量得出困惑度")
+    return torch.tensor(ids[:size]).view(2, -1)  # (b, t)
+
+
 @torch.no_grad()
 def measure(model, tokenizer, data, text_ids, gaps_before, polite):
-    """量一次：让它真的答，再看差值、KL，和别的文字的困惑度（perplexity）：偏好数据里没有的，它还读得懂吗。
+    """量一次：让它真的答，再看差值、KL，和别的文字的困惑度：偏好数据里没有的，它还读得懂吗。
 
     参数:
         model, tokenizer (LlamaModel, tiktoken.Encoding): 挂着 LoRA 的模型，分词器
-        data (list[dict]): 没见过的题
+        data (list[dict]): 没见过的问法
         text_ids, gaps_before (Tensor): 别的文字，(b, t)；训练之前前 n 对的 logprob_gaps，(n,)
         polite (str): 客气的正则表达式
 
     返回:
-        dict: 每一样一个数，比例在 0 到 1 之间；answers 是每道题的回答
+        dict: 每一样一个数，比例在 0 到 1 之间；answers、right 是每道题的回答、对不对
     """
     items, eos_id = [*PreferenceDataset(data, tokenizer)], tokenizer.encode_single_token("<|im_end|>")
     tokens = greedy_answers(model, [item["prompt"] for item in items], eos_id)
     answers = [tokenizer.decode(each).strip() for each in tokens]
     right = [re.search(rf"(?<![a-z0-9]){entry['key']}(?![a-z0-9])", text.lower()) is not None for entry, text in zip(data, answers) if entry["key"]]
     margins = logprob_gaps(model, data[: len(gaps_before)], tokenizer) - gaps_before  # (n,)
-    # KL(π‖π_ref)：它自己写的回答里，每一步整个词表的分布离参考模型多远，一句话的各步加起来；只量前几道。
+    # KL 散度：写每个词元时，整个词表的分布离参考模型多远，各个词元取平均（加起来的话，写得长就大）。
+    # 只沿着贪心的那一句量，不是按概率采样的：与真正的 KL(π‖π_ref) 有出入；只量前 4 道。
     kl = []
     for item, answer in zip(items[:4], tokens):
         idx = torch.tensor([item["prompt"] + answer + [eos_id]])
         ours = torch.log_softmax(model(idx)[0, len(item["prompt"]) - 1 : -1], dim=-1)  # (m, V)
         with lora_off(model):
             theirs = torch.log_softmax(model(idx)[0, len(item["prompt"]) - 1 : -1], dim=-1)  # (m, V)
-        kl.append((ours.exp() * (ours - theirs)).sum().item())
+        kl += (ours.exp() * (ours - theirs)).sum(dim=-1).tolist()
     text_loss = nn.functional.cross_entropy(model(text_ids)[:, :-1].flatten(0, 1), text_ids[:, 1:].flatten())
     return {
         "polite": sum(bool(re.search(polite, text.lower())) for text in answers) / len(data), "correct": sum(right) / len(right) if right else math.nan,
         "length": sum(map(len, tokens)) / len(tokens), "margin": margins.mean().item(), "ranked": (margins > 0).float().mean().item(),
-        "kl": sum(kl) / len(kl), "perplexity": text_loss.exp().item(), "answers": answers,
+        "kl": sum(kl) / len(kl), "perplexity": text_loss.exp().item(), "answers": answers, "right": right,
     }  # fmt: skip
 
 
@@ -662,7 +729,7 @@ def train_once(method, seed, steps, stop_at, files, quick):
         method (str): METHODS 里的名字
         seed, steps (int): 管 LoRA 的初始值和数据的次序；最多几步
         stop_at (float): 验证的题里客气的到了这个比例就停；大于 1 就不提前停
-        files (tuple): 偏好数据、指令数据、别的文字，都是路径
+        files (tuple): 偏好数据、指令数据、别的文字的路径，和它们的 digest
         quick (bool): 随机的小模型，几条数据
 
     返回:
@@ -675,14 +742,12 @@ def train_once(method, seed, steps, stop_at, files, quick):
     model, tokenizer = load_model(quick)
     model.requires_grad_(False)
     pairs, validation, test = load_data(files, quick)
-    text = tokenizer.encode_ordinary(Path(files[2]).read_text(encoding="utf-8"))
-    text_ids = torch.tensor(text[: 128 if quick else 512]).view(2, -1)  # (b, t)
     torch.manual_seed(seed)
     replace_linear_with_lora(model.trf_blocks[-TRAINED_BLOCKS:], RANK, ALPHA)
     # 长度偏差（length bias）：同一句话说两遍，一个字也没有更客气，只是更长。训练之后，它的概率涨得比只说一遍的多吗？
     twice = [entry | {"chosen": f"{entry['rejected']} {entry['rejected']}"} for entry in validation[:8]]
     before = [logprob_gaps(model, data, tokenizer) for data in (validation, test[:MARGIN_PAIRS], twice, pairs[:2])]
-    look = partial(measure, model, tokenizer, text_ids=text_ids, polite=POLITE if files[1] else BOOK_POLITE)
+    look = partial(measure, model, tokenizer, text_ids=load_text(files[2], tokenizer, quick), polite=POLITE if files[1] else BOOK_POLITE)
     curve, losses = [], []
     loader = DataLoader(PreferenceDataset(pairs, tokenizer), BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=custom_collate_fn, generator=torch.Generator().manual_seed(seed))
     trainable = [param for param in model.parameters() if param.requires_grad]
@@ -721,22 +786,25 @@ def report(base, runs, quick, path):
         path (Path): 图片写到哪里
     """
     start = base["test"]
-    print(f"\n{len(start['answers'])} 道没见过的题，几个种子的平均（最小 … 最大）")
+    print(f"\n{len(start['answers'])} 道没见过的问法，几个种子的平均（最小 … 最大）")
     for key, (title, style) in MEASURES.items():
         values = {name: [run["test"][key] for run in each] for name, each in runs.items()}
         cells = [f"{name} {sum(each) / len(each):{style}}（{min(each):{style}} … {max(each):{style}}）" for name, each in values.items()]
         print(f"  {title}　原来的 {start[key]:{style}}　" + "　".join(cells) if start[key] == start[key] else f"  {title}　没有规则可查")
-    for title, show in [("停在第几步", lambda run: run["curve"][-1]["step"]), ("话说两遍的，涨得比说一遍的多", lambda run: f"{run['longer']:.0%}")]:
+    first_last = lambda run: f"{run['losses'][0]:.2f} → {run['losses'][-1]:.2f}"  # noqa: E731
+    for title, show in [("停在第几步", lambda run: run["curve"][-1]["step"]), ("损失，第一步 → 最后一步", first_last), ("话说两遍的，涨得比说一遍的多", lambda run: f"{run['longer']:.0%}")]:
         print(f"  {title}　" + "　".join(f"{name} {'、'.join(str(show(run)) for run in each)}" for name, each in runs.items()))
     print("随机的小模型，只走了 2 步：看流程，不下结论" if quick else "")
     for name, each in () if quick else runs.items():
         turned = sum(start["polite"] <= 0.2 and run["test"]["polite"] >= 0.8 for run in each)
         cheap = sum(run["test"]["perplexity"] <= 1.05 * start["perplexity"] for run in each)
-        changes = [run["test"]["correct"] - start["correct"] for run in each]
-        noise = 2 * (start["correct"] * (1 - start["correct"]) / len(start["answers"])) ** 0.5  # 换一批题，答对的比例大约出入多少
-        word = "答对的都少了" if max(changes) < -noise else "答对的都多了" if min(changes) > noise else f"答对的变多变少，分不出：换一批题就能差 {100 * noise:.0f} 个百分点"
+        # 同一道题配对相减：两次都对、都错的不算，换一批题的出入（两倍标准误）只看变了的那几道
+        gaps = [torch.tensor(run["test"]["right"]).double() - torch.tensor(start["right"]).double() for run in each if start["right"]]  # (n,)
+        changes, noises = [gap.mean().item() for gap in gaps], [2 * gap.std().item() / len(gap) ** 0.5 for gap in gaps]
+        fewer, more = (all(sign * change > noise for change, noise in zip(changes, noises)) for sign in (-1, 1))
+        word = "答对的都少了" if fewer else "答对的都多了" if more else f"答对的变多变少，分不出：换一批题就能差 {100 * max(noises, default=0):.0f} 个百分点"
         right = f"；{word}（{'、'.join(f'{100 * change:+.0f}' for change in changes)} 个百分点）" if start["correct"] == start["correct"] else ""
-        print(f"{name}：{len(each)} 个种子里，{turned} 个把客气的从两成以下改到八成以上，{cheap} 个的困惑度涨得不到 5%{right}")
+        print(f"{name}：{len(each)} 个种子里，{turned} 个把客气的从两成以下改到八成以上，{cheap} 个的困惑度涨得不到 5%{right}" + ("。只有一个种子，不知道换一个差多少：不下结论" if len(each) == 1 else ""))
     for index in () if quick else range(3):
         print(f"第 {index + 1} 题　" + "　".join(f"{name}：{' '.join(run['test']['answers'][index].split())}" for name, run in [("原来的", base), *((name, each[0]) for name, each in runs.items())]))
 
@@ -751,7 +819,7 @@ def report(base, runs, quick, path):
                 axis.plot([row["step"] for row in curve], [row[key] for row in curve], ".-", color=f"C{color}", linewidth=1, label=None if number else name)
                 axis.plot(run["curve"][-1]["step"], run["test"][key], "x", color=f"C{color}", markersize=9)
         axis.axhline(base["test"][key], color="0.6", linestyle="--", linewidth=1)
-        axis.set(title=MEASURES[key][0], xlabel="训练步数")
+        axis.set(xlabel="训练步数", ylabel=MEASURES[key][0])
     axes[1, 2].axhline(1.05 * base["test"]["perplexity"], color="C3", linewidth=1, label="涨 5%")
     axes[1, 2].legend()
     axes[0, 0].legend()
@@ -764,7 +832,7 @@ def main():
     parser = argparse.ArgumentParser(description="实验　DPO：一对对的回答，改得动模型的行为吗")
     parser.add_argument("--book", action="store_true", help="用书上的偏好数据：答案没有规则可查，只看差值、KL、困惑度，和印出的回答")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="只比其中几种（默认：三种都比）")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="几个种子（默认：1 2 3）")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="哪几个种子，如 --seeds 1 2 3（默认）")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"最多几步（默认：{STEPS}）")
     parser.add_argument("--no-stop", action="store_true", help="不提前停，走完全部的步数")
     parser.add_argument("--quick", action="store_true", help="随机的小模型，只走 2 步：看流程，不下结论")
@@ -772,11 +840,20 @@ def main():
     try:
         if not 1 <= args.steps <= 10_000:
             raise ValueError(f"--steps 应在 1 到 10000 之间，不能是 {args.steps}")
-        load_model(args.quick)  # 先试一次：没有装 SmolLM2，现在就说
+        for name, values in (("--seeds", args.seeds), ("--methods", args.methods)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} 里有重复的：{values}；同一个算两次，不是两次试验")
+        if not all(0 <= seed <= 10**6 for seed in args.seeds):
+            raise ValueError(f"--seeds 应在 0 到 1000000 之间，不能是 {args.seeds}")
+        _, tokenizer = load_model(args.quick)  # 先试一次：没有装 SmolLM2，现在就说
         names = ("instruction-data-with-preference.json", "") if args.book else ("preferences.json", "instructions.json")
         files = (*(str(find_data(name)) if name else "" for name in names), str(find_data("the-verdict.txt", "story-en.txt")))
+        files = (*files, digest(files))
         pairs, validation, test = load_data(files, args.quick)
-        print(f"数据　{files[0]}　{len(pairs)} 对；别的文字　{files[2]}　{len(validation)} 道题决定何时停，{len(test)} 道只在最后用一次")
+        load_text(files[2], tokenizer, args.quick)  # 太短、读不了，也现在就说
+        learnt = {pair["rejected"] for pair in pairs}
+        seen = sum(entry["rejected"] in learnt for entry in test)
+        print(f"数据　{files[0]}　{len(pairs)} 对；别的文字　{files[2]}　{len(validation)} 道题决定何时停，{len(test)} 道只在最后用一次；问法都没见过，有 {seen} 道的答案句在练习里出现过")
         print(f"闭着眼睛选长的那个，{len(pairs)} 对里能选对 {sum(len(pair['chosen']) > len(pair['rejected']) for pair in pairs) / len(pairs):.0%}")
         steps, seeds = (2, args.seeds[:1]) if args.quick else (args.steps, args.seeds)
         rest = (2.0 if args.no_stop or args.book else STOP_AT, files, args.quick)
@@ -784,16 +861,20 @@ def main():
         first = (args.methods[0], 0, 0, *rest)
         results = side_by_side(train_once, [first, *chain(*cases.values())], OUTPUTS / "exp_dpo", workers=1 if args.quick else min(2, os.cpu_count()))
         base, runs = results[first], {name: [results[case] for case in each] for name, each in cases.items()}
-        report(base, runs, args.quick, OUTPUTS / ("dpo_book.png" if args.book else "dpo.png"))
+        report(base, runs, args.quick, OUTPUTS / f"dpo{'_book' if args.book else ''}{'_quick' if args.quick else ''}.png")
 
         print("\n这个数字对吗？")
         sums, moved = (max(values) for values in zip(*(run["checks"] for run in chain(*runs.values()))))
         for loss in [run["losses"][0] for run in runs.get("DPO", [])][:1]:
             confirm(f"DPO 的第一步，损失 {loss:.4f} = ln 2 = {math.log(2):.4f}：还没有学，两个模型相同", abs(loss - math.log(2)) < 1e-3, "B 没有从 0 开始，或参考模型不是同一个")
+        by_hand = compute_dpo_loss(*torch.tensor([[-1.0], [-11.0], [-1.0], [-1.0]]), beta=0.1)[0].item()
+        confirm(f"被拒的跌了 10 纳特，β = 0.1，损失 {by_hand:.4f} = ln(1 + 1/e) = 0.3133，比 ln 2 小", abs(by_hand - 0.3133) < 1e-4, "选中的和被拒的弄反了")
         confirm(f"回答的对数概率之和，与不用掩码、切出来算的相同（差 {sums:.0e}）", sums < 1e-2, "掩码错了一位，填充或提示词也算了，或取了平均")
         confirm(f"参考模型没有变：关掉 LoRA，与训练前相同（差 {moved:.0e}）", moved < 1e-3, "LoRA 没有关掉，或原来的权重没有冻结")
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\n停下了；算完的已存好，再运行就接着来")
 
 
 if __name__ == "__main__":

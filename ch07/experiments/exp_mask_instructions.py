@@ -2,8 +2,8 @@
 
 问题：　只算回答的，连提示词也算，还是错开一位：同样的题、同样的步数，没见过的题答得差多少？写完了会停吗？
 先猜：　掩码晚一位，漏掉回答的第一个词元；早一位，漏掉结束词元。两样都不报错，训练损失照样下降。哪一样的后果看得见？（先想 10 秒，再运行）
-看点：　① 第一张表：按长度遮、按标题找，哪几条会错；一条里一个要学的也没有，损失就是 nan；② 第二张表：回答的损失、第一个词元的、结束词元的，分开看；
-        ③ 写了几个词元，几成自己停；④ "提示词也算"的比只算回答的差吗？学习率不变，和各用各的学习率，说法一样吗？
+看点：　① 按长度遮、按标题找，哪几条会错；一批里一个要学的词元也没有，损失就是 nan；② 输出的表 ③：回答的损失、第一个词元的、结束词元的，分开看；
+        ③ 同一张表：写了几个词元，几成自己停；④ "提示词也算"的比只算回答的差吗？学习率不变，和各用各的学习率，说法一样吗？
 动手改：1. 把 start_by_search 里的 range(len(ids)) 改成 reversed(range(len(ids)))，加 --quick 运行：从后往前找，指令里的标题骗不了它，回答里的骗得了，表里换一条错。
         2. 把 encode_entry 里的 [*encode(entry["output"]), end] 改成 encode(entry["output"])，加 --quick 运行：结束词元不在回答里，谁也学不到停，自查变成 ✗。
         3. 把 resplit 里的 ids[first:last] 改成 ids[first : last + 1]，加 --quick 运行：该漏的没有漏，几种掩码分不清，自查变成 ✗。
@@ -365,8 +365,20 @@ def replace_linear_with_lora(model, rank, alpha):
 # endregion
 
 
-# region 沿用 ch07/experiments/exp_dpo.py: TINY, load_model, greedy_answers
+# region 沿用 ch07/experiments/exp_dpo.py: TINY, digest, load_model, greedy_answers
 TINY = {"vocab_size": 259, "context_length": 512, "emb_dim": 32, "n_heads": 4, "n_kv_groups": 2, "n_layers": 2, "hidden_dim": 48, "rope_base": 10_000, "rope_freq": None, "norm_eps": 1e-5}
+
+
+def digest(files):
+    """几份数据的摘要，算在 case 里：文件名没变，内容换了，也要重新训练。（详解见 ch07/experiments/exp_dpo.py）"""
+    mark = hashlib.sha256()
+    for file in filter(None, files):
+        if not Path(file).is_file():
+            raise ValueError(f"{file} 应是一个文件")
+        mark.update(Path(file).read_bytes())
+    if SMOLLM2.is_file():
+        mark.update(f"{SMOLLM2.stat().st_size} {SMOLLM2.stat().st_mtime_ns}".encode())
+    return mark.hexdigest()[:8]
 
 
 def load_model(quick):
@@ -626,7 +638,7 @@ def try_traps(tokenizer):
         found[name] = [text == output + END for text in texts]
         print(f"　{name}　" + "　".join(f"{way} {'✓' if right else '✗ ' + repr(text)}" for way, right, text in zip(("找标题", "整段编码再量长度", "分开编码"), found[name], texts)))
     for name, (loss, poisoned) in nothing_to_learn().items():
-        print(f"　一条也没有要学的：{name}　损失 {loss}，梯度{'也是 nan，走一步，所有的权重都成了 nan' if poisoned else '是 0，这一批白读，还把平均损失变成 nan'}")
+        print(f"　一批里一个要学的词元也没有：{name}　损失 {loss}，梯度{'也是 nan，走一步，所有的权重都成了 nan' if poisoned else '是 0，这一批白读，还把平均损失变成 nan'}")
     return found
 
 
@@ -657,7 +669,7 @@ def train_once(mask, learning_rate, seed, steps, final, files, quick):
         learning_rate (float): 学习率
         seed, steps (int): 管 LoRA 的初始值、抽哪些题和次序；走几步
         final (bool): 考最后的题；不然只看验证集
-        files (tuple): 指令数据的路径
+        files (tuple): 指令数据的路径，和它的 digest
         quick (bool): 随机的小模型，几条数据
 
     返回:
@@ -747,7 +759,7 @@ def draw(start, runs, path):
             axis.plot([], [], mark, color="0.4", label=title)
             axis.axhline(summary(start)[title], color="0.6", linestyle="--" if mark == "o" else ":", linewidth=1, label=f"没有练过，{title}")
         axis.set_xticks(range(len(runs)), list(runs), fontsize=8)
-        axis.set(ylabel="词元" if titles == ["写几个词元"] else "损失（没见过的题）")
+        axis.set(xlabel="损失算在哪里", ylabel="词元" if titles == ["写几个词元"] else "损失（没见过的题）")
         axis.legend(fontsize=8)
     axes[0].set(title="整个回答", ylim=(0, None))
     axes[1].set(title="第一个词元和结束词元，分开看", yscale="log")
@@ -789,7 +801,7 @@ def check(found, files, quick):
         guarded = not resplit({"prompt": [1, 2], "answer": [0]}, NO_END)
     except ValueError:
         guarded = True
-    confirm("一个要学的也没有，损失就是 nan：resplit 在练之前拦下", all(math.isnan(loss) for loss, _ in empty) and guarded, "resplit 里的检查去掉了")
+    confirm("一个要学的词元也没有，损失就是 nan：resplit 在练之前拦下", all(math.isnan(loss) for loss, _ in empty) and guarded, "resplit 里的检查去掉了")
 
 
 def main():
@@ -801,12 +813,15 @@ def main():
     args = parser.parse_args()
     try:
         _, tokenizer = load_model(args.quick)  # 没有装 SmolLM2，现在就说
-        files, steps = (str(find_data("instructions.json")),), 2 if args.quick else args.steps
+        path, steps = str(find_data("instructions.json")), 2 if args.quick else args.steps
+        files = path, digest((path,))
         train, valid, test = load_data(files[0], tokenizer, args.quick)
         if not 1 <= args.steps <= len(train) // BATCH_SIZE or not 1 <= args.seed <= 10**6:
             raise ValueError(f"--steps 应在 1 到 {len(train) // BATCH_SIZE} 之间，--seed 应在 1 到 1000000 之间，不能是 {args.steps}、{args.seed}")
         print(f"{'随机的小模型' if args.quick else 'SmolLM2'}　{files[0]}　训练用 {len(train)} 条里的 {steps * BATCH_SIZE} 条，验证 {len(valid)} 道，考 {len(test)} 道")
         found = try_traps(tokenizer)
+        if args.quick:
+            print("　（一个字节一个词元，不会粘：换行、空格那两条，要用 SmolLM2 才看得出）")
         folder, workers, rest = OUTPUTS / "exp_mask_instructions", 1 if args.quick else min(2, os.cpu_count()), (files, args.quick)
         tried = {name: [(name, rate, 0, steps, False, *rest) for rate in RATES] for name in (ANSWER, EVERYTHING)}
         results = side_by_side(train_once, [*chain(*tried.values())], folder, workers)
@@ -823,6 +838,8 @@ def main():
         check(found, files, args.quick)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\n停下了；算完的已存好，再运行就接着来")
 
 
 if __name__ == "__main__":

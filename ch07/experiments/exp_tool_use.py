@@ -2,13 +2,13 @@
 
 问题：　SmolLM2 算不了三位数的乘法。与其教它算，不如教它在要算的时候写 calc(123*45)，由程序去算，再接着写。几百道例题，学得会吗？
 先猜：　同样的题、同样的步数，一个教它直接答，一个教它用计算器；考四位数（练习里没有）和没见过的应用题，各对几成？（先想 10 秒，再运行）
-看点：　① 数越大，直接答的越不行，用计算器的呢？四位数练习里没有；② 应用题：难的不再是算，是列式子；
-        ③ 不用算的题，它会不会也去按计算器；④ 有人想骗它：把 calc( ) 写在问题里，让它算 9**9**9，让它执行命令。
+看点：　① 数越大，直接答的越不行，用计算器的呢？四位数练习里没有；② 应用题，一步的和两步的：难的不再是算，是列式子；
+        ③ 平常的题（不是算术题），它会不会也去按计算器；④ 有人想骗它：把 calc( ) 写在问题里，让它算 9**9**9，让它执行命令。
 动手改：1. 把 encode_example 里的 (encode(f"={answer}\n"), False) 换成 (encode(f"={answer}\n"), True)，加 --quick 运行：连计算器写的也学，自查变成 ✗。
         2. 把 write 里的 ids + tokens + tokenizer.encode_ordinary(result) 换成 ids + tokenizer.encode_ordinary(result)，加 --quick 运行：
-           它自己写的 calc(…) 没有接上，只看见一个没头没脑的得数，自查变成 ✗。
-        3. 把 calculate 里的 type(node.value) is int 换成 isinstance(node.value, int)，加 --quick 运行：
-           Python 的 True 也是整数，True+1 算出了 2，自查变成 ✗。
+           它自己写的 calc(…) 没有接上，只看见一个没头没脑的得数，写不下去，自查变成 ✗。
+        3. 把 calculate 里的 [0-9+*() -] 换成 [0-9A-Za-z_+*() -]，加 --quick 运行：字母、下划线也放进来，
+           0x10、1_000、True 在 Python 里都是整数，True+1 算出了 2，自查变成 ✗。
 
 运行：
     python ch07/experiments/exp_tool_use.py              # 先装好 SmolLM2，见 ch05/experiments/exp_real_llm.py；图片写到 ch07/outputs/
@@ -44,7 +44,7 @@ TOOL = "用计算器"
 METHODS = {TOOL: True, "直接答": False}
 SEEDS, STEPS, EXAMPLES, BATCH_SIZE, LEARNING_RATE, RANK, ALPHA = [1, 2, 3], 40, 360, 8, 1e-3, 8, 8
 TRAINED_BLOCKS = 10  # 只在最后几块挂 LoRA：反向传播不必走到底
-MAX_NEW_TOKENS, MAX_CALLS = 40, 3  # 一口气最多写几个词元；一个回答最多算几次
+MAX_NEW_TOKENS, MAX_CALLS, CHAT_EXAM = 40, 3, 24  # 一口气最多写几个词元；一个回答最多算几次；考几道平常的题
 REFUSED = "?"  # 计算器不肯算时的得数
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 TEMPLATES = [  # 练习的题：题目，算式
@@ -60,7 +60,7 @@ TEMPLATES = [  # 练习的题：题目，算式
     ("Anna has {a} books. She buys {b} boxes with {c} books each. How many books does she have now?", "{a}+{b}*{c}"),
     ("A farmer has {a} apples and gives {c} apples to each of {b} friends. How many apples are left?", "{a}-{b}*{c}"),
 ]
-HELD_OUT = [  # 考试的题：没见过的问法；前三种是算式，后面的是应用题
+HELD_OUT = [  # 考试的题：没见过的问法；前三种是算式，再两种是一步的应用题，最后是两步的
     ("Please work out {a} * {b}.", "{a}*{b}"),
     ("Tell me the sum of {a} and {b}.", "{a}+{b}"),
     ("Find {a} minus {b}.", "{a}-{b}"),
@@ -380,6 +380,22 @@ def replace_linear_with_lora(model, rank, alpha):
 # endregion
 
 
+# region 沿用 ch07/experiments/exp_dpo.py: digest
+def digest(files):
+    """几份数据的摘要，算在 case 里：文件名没变，内容换了，也要重新训练。（详解见 ch07/experiments/exp_dpo.py）"""
+    mark = hashlib.sha256()
+    for file in filter(None, files):
+        if not Path(file).is_file():
+            raise ValueError(f"{file} 应是一个文件")
+        mark.update(Path(file).read_bytes())
+    if SMOLLM2.is_file():
+        mark.update(f"{SMOLLM2.stat().st_size} {SMOLLM2.stat().st_mtime_ns}".encode())
+    return mark.hexdigest()[:8]
+
+
+# endregion
+
+
 # region 沿用 ch04/experiments/exp_seed_noise.py: side_by_side
 def side_by_side(job, cases, folder, workers=None):
     """每个 case 运行一次 job(*case)，几个进程并排，做完一个存一个；存过的直接读。（详解见 ch04/experiments/exp_seed_noise.py）"""
@@ -419,7 +435,7 @@ def side_by_side(job, cases, folder, workers=None):
 def calculate(expression):
     """计算器：只认整数和 + − ×，别的一律拒绝。
 
-    不用 eval：模型写的东西里可能有别人的话，eval 会把它当程序执行。ast 只把字拆成语法树，一步也不执行；树上有不认识的，就不算。
+    不用 eval：模型写的东西里可能有别人的话，eval 会把它当程序执行。先看用字，再由 ast 拆成语法树（一步也不执行）；树上有不认识的，就不算。
 
     参数:
         expression (str): 模型写在 calc( ) 里的
@@ -429,13 +445,14 @@ def calculate(expression):
     """
 
     def value(node):
-        if isinstance(node, ast.Constant) and type(node.value) is int and node.value < 10**9:
+        if isinstance(node, ast.Constant) and node.value < 10**9:
             return node.value
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
             return OPERATIONS[type(node.op)](value(node.left), value(node.right))
         raise ValueError("只认整数和 + − ×")
 
-    if len(expression) > 40:  # 先看长短再拆：嵌套上万层的括号，光是拆就会把解释器弄垮
+    # 先看长短和用字，再拆：嵌套上万层的括号，光是拆就会把解释器弄垮；0x10、1_000、True 在 Python 里也是整数，# 后面的它不看
+    if len(expression) > 40 or not re.fullmatch(r"[0-9+*() -]+", expression):
         return REFUSED
     try:
         return str(value(ast.parse(expression.strip(), mode="eval").body))
@@ -444,7 +461,7 @@ def calculate(expression):
 
 
 def find_call(text):
-    """刚写完的是不是一次调用。
+    """刚写完的是不是一次调用。算式里不能有括号：遇到第一个 ) 就算写完，(2+3)*4 传不过来。
 
     参数:
         text (str): 这个回答到现在为止，模型写的字；提问里的、计算器写的都不在内
@@ -474,7 +491,7 @@ def make_questions(count, rng, templates, digits):
         low, high = 10 ** (digits[0] - 1), 10 ** digits[1] - 1
         a, b = sorted((rng.randint(max(2, low), high), rng.randint(max(2, low), high)), reverse=True)  # 大的在前，减出来不是负的
         numbers = {"a": a, "b": b}
-        if "{c}" in question:  # 两步的：b 份，每份 c 个，也不多过 a
+        if "{c}" in question:  # 两步的：b 份，每份 c 个，总共不超过 a
             a, b = rng.randint(50, 999), rng.randint(2, 12)
             numbers = {"a": a, "b": b, "c": rng.randint(2, a // b)}
         text = expression.format(**numbers)
@@ -494,6 +511,7 @@ def encode_prompt(tokenizer, question):
     """
     start, end = (tokenizer.encode_single_token(token) for token in ("<|im_start|>", "<|im_end|>"))
     encode = tokenizer.encode_ordinary
+    # 更大的编号不是词元，是词表里缺的几个字节，不要。
     return [start, *(i for i in encode(f"user\n{question}") if i < VOCAB_SIZE), end, *encode("\n"), start, *encode("assistant\n")]
 
 
@@ -503,8 +521,8 @@ def encode_example(tokenizer, question, expression, answer, with_tool):
     参数:
         tokenizer (tiktoken.Encoding): 分词器
         question (str): 题目
-        expression (str 或 None): 算式；不用算的题是 None
-        answer (str): 得数，或不用算的题的回答
+        expression (str 或 None): 算式；平常的题是 None
+        answer (str): 得数，或平常的题的回答
         with_tool (bool): 教它用计算器，还是教它直接答
 
     返回:
@@ -588,7 +606,7 @@ def write(model, tokenizer, prompts):
 
 
 def last_number(text):
-    """回答里最后一个整数。
+    """回答里最后一个整数；12-15 里的 - 是减号，3.0 不是整数。
 
     参数:
         text (str): 回答
@@ -596,7 +614,7 @@ def last_number(text):
     返回:
         str: 没有就是空的
     """
-    numbers = re.findall(r"-?\d+", text.replace(",", ""))
+    numbers = re.findall(r"(?<![\d.])-?\d+(?![\d.]*\d)", text.replace(",", ""))
     return numbers[-1] if numbers else ""
 
 
@@ -613,28 +631,34 @@ def load_model(quick):
 
 
 def load_chat(path):
-    """不用算的题：自带的指令，前 85% 用来学，后面的用来考。
+    """平常的题：自带的指令，前 85% 用来学，后面的用来考。
 
     参数:
         path (str): 指令数据
 
     返回:
         tuple: 两个 list[tuple]，每项是（题目，回答）
+
+    异常:
+        ValueError: 不够学，或不够考
     """
     entries = download_and_load_file(path, "")
     rows = [(f"{entry['instruction']} {entry['input']}".strip(), entry["output"]) for entry in entries]
     split = int(0.85 * len(rows))
-    return rows[:split], [row for row in rows[split:] if row not in rows[:split]]
+    train, exam = rows[:split], [row for row in rows[split:] if row not in rows[:split]]
+    if len(train) < EXAMPLES // 3 or len(exam) < CHAT_EXAM:
+        raise ValueError(f"{path} 里能学的有 {len(train)} 条、能考的（没学过的）有 {len(exam)} 条，至少要 {EXAMPLES // 3} 条、{CHAT_EXAM} 条")
+    return train, exam
 
 
-def train_once(method, seed, steps, path, quick):
+def train_once(method, seed, steps, files, quick):
     """教一次，再考一次；0 步就是考原来的模型。
 
     参数:
         method (str): METHODS 里的名字
         seed (int): LoRA 的初始值，出哪些题来学
         steps (int): 几步
-        path (str): 指令数据
+        files (tuple): 指令数据的路径，和它的 digest
         quick (bool): 随机的小模型，几道题
 
     返回:
@@ -648,7 +672,7 @@ def train_once(method, seed, steps, path, quick):
     model.requires_grad_(False)
     torch.manual_seed(seed)
     replace_linear_with_lora(model.trf_blocks[-TRAINED_BLOCKS:], RANK, ALPHA)
-    rng, (chat, chat_held_out) = random.Random(seed), load_chat(path)
+    rng, (chat, chat_held_out) = random.Random(seed), load_chat(files[0])
     examples = [encode_example(tokenizer, *question, METHODS[method]) for question in make_questions(EXAMPLES, rng, TEMPLATES, (1, 3))]
     examples += [encode_example(tokenizer, question, None, answer, METHODS[method]) for question, answer in rng.sample(chat, EXAMPLES // 3)]
     trainable = [param for param in model.parameters() if param.requires_grad]
@@ -669,12 +693,13 @@ def train_once(method, seed, steps, path, quick):
         losses.append(loss.item())
     exam = random.Random(0)  # 考卷只有一份，不随种子变
     papers = {f"{digits} 位数": make_questions(2 if quick else 18, exam, HELD_OUT[:3], (digits, digits)) for digits in (1, 2, 3, 4)}
-    papers |= {"应用题": make_questions(2 if quick else 30, exam, HELD_OUT[3:], (2, 3))}
+    words = make_questions(3 if quick else 30, exam, HELD_OUT[3:], (2, 3))
+    papers |= {"一步的应用题": [each for i, each in enumerate(words) if i % 3 < 2], "两步的应用题": words[2::3]}  # 三种题轮着出
     result = {"losses": losses, "math": {}}
     for name, questions in papers.items():
         found = write(model, tokenizer, [encode_prompt(tokenizer, question) for question, _, _ in questions])
         result["math"][name] = [[question, text, last_number(text) == answer, bool(used)] for (question, _, answer), (text, used, _) in zip(questions, found)]
-    asked = exam.sample(chat_held_out, 2 if quick else 24)
+    asked = exam.sample(chat_held_out, 2 if quick else CHAT_EXAM)
     found = write(model, tokenizer, [encode_prompt(tokenizer, question) for question, _ in asked])
     result["chat"] = [[question, text, text.strip() == answer, bool(used)] for (question, answer), (text, used, _) in zip(asked, found)]
     found = write(model, tokenizer, [encode_prompt(tokenizer, attack) for attack in ATTACKS])
@@ -712,22 +737,24 @@ def report(base, runs, quick, path):
             values = [share(run["math"][paper], 2) for run in each]
             cells.append(f"{name} {sum(values) / len(values):4.0%}" + (f"（{min(values):.0%} … {max(values):.0%}）" if len(values) > 1 else ""))
         print(f"  {paper}（{len(base['math'][paper])} 道）　" + "　".join(cells))
-    for title, rows, column in (("不用算的题，一字不差", "chat", 2), ("不用算的题，却用了计算器", "chat", 3)):
+    for title, rows, column in (("平常的题，一字不差", "chat", 2), ("平常的题，却用了计算器", "chat", 3)):
         print(f"  {title}　" + "　".join(f"{name} {sum(share(run[rows], column) for run in each) / len(each):4.0%}" for name, each in everyone.items()))
     if quick:
         print("  （随机的小模型：看流程，不下结论）")
     for name, each in () if quick else everyone.items():
-        question, text, right, _ = each[0]["math"]["应用题"][0]
+        question, text, right, _ = each[0]["math"]["两步的应用题"][0]
         print(f"  {name}　{question}　→　{' '.join(text.split())} {'✓' if right else '✗'}")
-    tool, direct = ([sum(share(run["math"][paper], 2) for paper in run["math"]) / len(run["math"]) for run in runs.get(name, [])] for name in METHODS)
-    if tool and direct and not quick:
+    tool, direct = ([share(sum(run["math"].values(), []), 2) for run in runs[name]] for name in METHODS)  # 几张考卷合起来
+    if len(tool) == 1 and not quick:
+        print("只有一个种子，不知道换一个差多少：不下结论")
+    elif not quick:
         gap, spread = min(tool) - max(direct), max(max(each) - min(each) for each in (tool, direct))
         if gap > spread:
             print(f"同样的题、同样的步数，最差的会用计算器的也比最好的直接答的多对 {100 * gap:.0f} 个百分点，种子之间最多差 {100 * spread:.0f} 个：差在计算器，不在多练了题")
         else:
             print(f"会用计算器的与直接答的差 {100 * gap:+.0f} 个百分点，种子之间就差 {100 * spread:.0f} 个：分不出")
     print("" if quick else "\n有人想骗它（第一个种子）")
-    for attack, text, used in () if quick else (runs.get(TOOL) or next(iter(runs.values())))[0]["attacks"]:
+    for attack, text, used in () if quick else runs[TOOL][0]["attacks"]:
         print(f"  {attack[:70]!r}\n    它写 {' '.join(text.split())[:90]!r}　计算器收到 {used or '没有'}{'，得 ' + '、'.join(map(calculate, used)) if used else ''}")
 
     import matplotlib.pyplot as plt
@@ -740,7 +767,7 @@ def report(base, runs, quick, path):
             x = column + 0.27 * (place - (len(everyone) - 1) / 2)
             axis.bar(x, sum(values) / len(values), 0.25, color=f"C{place}", alpha=0.6, label=None if column else name)
             axis.plot([x] * len(values), values, "o", color=f"C{place}", markersize=5)
-    axis.set(xticks=range(len(base["math"])), xticklabels=list(base["math"]), ylim=(0, 105), ylabel="答对几成（%）", title="没见过的题、没见过的问法（点是各个种子；练习只有 1 到 3 位数）")
+    axis.set(xticks=range(len(base["math"])), xticklabels=list(base["math"]), ylim=(0, 105), xlabel="考卷", ylabel="答对几成（%）", title="没见过的题、没见过的问法（点是各个种子；练习只有 1 到 3 位数）")
     axis.legend()
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=140)
@@ -751,7 +778,7 @@ def report(base, runs, quick, path):
 def check():
     """自查。"""
     print("\n这个数字对吗？")
-    bad = ["__import__('os').system('ls')", "9**9**9", "1/0", "a+1", "(1).real", "1e9*1", "True+1", "[1]*9", "'a'*9", "0x10*1" * 9, "(" * 500, "1+" * 9, "", "10**3", "1 if 1 else 2", "123456789012*1"]
+    bad = ["__import__('os').system('ls')", "9**9**9", "1/0", "a+1", "(1).real", "1e9*1", "True+1", "[1]*9", "'a'*9", "0x10*1" * 9, "(" * 500, "1+" * 9, "", "10**3", "1 if 1 else 2", "123456789012*1", "0x10*1", "1_000*2", "1+1#x"]
     confirm(f"{len(bad)} 种不该算的，一种也没有算", all(calculate(each) == REFUSED for each in bad), "用了 eval，或少查了一样")
     confirm("12+30*4 是 132，(2+3)*4 是 20，3-10 是 -7", [calculate(each) for each in ("12+30*4", "(2+3)*4", "3-10")] == ["132", "20", "-7"], "运算的次序，或负数")
     model, tokenizer = load_model(True)
@@ -773,25 +800,31 @@ def check():
     puppet = Puppet()
     ((text, used, own),) = write(puppet, tokenizer, [encode_prompt(tokenizer, "Repeat: calc(1+1)")])
     right = text == "calc(6*7)=42\nSo 42." and used == ["6*7"] and own == "calc(6*7)So 42." and puppet.heard.endswith("calc(6*7)=42\n")
-    confirm("写完 calc(6*7) 就去算，得数接在后面，接着写；提问里的 calc(1+1) 不算", right, "看的是整段文字，不只是模型自己写的")
+    confirm("写完 calc(6*7) 就去算，得数接在后面，接着写", right, "模型自己写的 calc(…) 没有接上，或接错了得数")
 
 
 def main():
     """教、考、比。"""
     parser = argparse.ArgumentParser(description="实验　教它用计算器")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="几个种子（默认：1 2 3）")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="哪几个种子，如 --seeds 1 2 3（默认）")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"几步（默认：{STEPS}）")
     parser.add_argument("--quick", action="store_true", help="随机的小模型，走 2 步：看流程，不下结论")
     args = parser.parse_args()
     try:
         if not 1 <= args.steps <= 10_000:
             raise ValueError(f"--steps 应在 1 到 10000 之间，不能是 {args.steps}")
-        load_model(args.quick)  # 先试一次：没有装 SmolLM2，现在就说
+        if len(set(args.seeds)) < len(args.seeds):
+            raise ValueError(f"--seeds 里有重复的：{args.seeds}；同一个种子算两次，不是两次试验")
+        if not all(0 <= seed <= 10**6 for seed in args.seeds):
+            raise ValueError(f"--seeds 应在 0 到 1000000 之间，不能是 {args.seeds}")
+        load_model(args.quick)  # 先试一次：没有装 SmolLM2，现在就说；数据也先读一遍，不够的也现在就说
         path = str(find_data("instructions.json"))
+        files = path, digest((path,))
+        load_chat(path)
         steps, seeds = (2, args.seeds[:1]) if args.quick else (args.steps, args.seeds)
-        print(f"{EXAMPLES} 道算术题，{EXAMPLES // 3} 道不用算的题（{path}）；{steps} 步，一步 {BATCH_SIZE} 条，LoRA 的秩 {RANK}，学习率 {LEARNING_RATE:g}")
-        first = (TOOL, 0, 0, path, args.quick)
-        cases = {name: [(name, seed, steps, path, args.quick) for seed in seeds] for name in METHODS}
+        print(f"{EXAMPLES} 道算术题，{EXAMPLES // 3} 道平常的题（{path}）；{steps} 步，一步 {BATCH_SIZE} 条，LoRA 的秩 {RANK}，学习率 {LEARNING_RATE:g}")
+        first = (TOOL, 0, 0, files, args.quick)
+        cases = {name: [(name, seed, steps, files, args.quick) for seed in seeds] for name in METHODS}
         results = side_by_side(train_once, [first, *(case for each in cases.values() for case in each)], OUTPUTS / "exp_tool_use", workers=1 if args.quick else min(2, os.cpu_count()))
         runs = {name: [results[case] for case in each] for name, each in cases.items()}
         report(results[first], runs, args.quick, OUTPUTS / f"tool_use{'_quick' if args.quick else ''}.png")

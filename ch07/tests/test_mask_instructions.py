@@ -229,11 +229,45 @@ def test_quick_runs_and_a_second_run_reads_the_first(tmp_path, monkeypatch, caps
     run_main(ns, monkeypatch, "--quick")
     output = capsys.readouterr().out
     checks = output.split("这个数字对吗")[1]
-    assert "看流程，不下结论" in output and "✗" not in checks and checks.count("✓") == 5
+    assert "看流程，不下结论" in output and "要用 SmolLM2 才看得出" in output and "✗" not in checks and checks.count("✓") == 5
     assert (tmp_path / "mask_instructions_quick.png").stat().st_size > 10_000 and not list(tmp_path.rglob("*.part"))
     ns.train_steps = None  # 再训练就会出错
     run_main(ns, monkeypatch, "--quick")
     assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize("old, new", [("", ""), ("mark.update(Path(file).read_bytes())", "mark.update(file.encode())")], ids=["对的", "只看文件名"])
+def test_changed_data_is_trained_again(old, new, tmp_path, monkeypatch, capsys):
+    """instructions.json 换了内容、名字没变，就重新训练。"""
+    ns, path, kept = load(old, new), tmp_path / "data" / "instructions.json", []
+    path.parent.mkdir()
+    text = (ROOT / "setup" / "data" / "instructions.json").read_text(encoding="utf-8")
+    monkeypatch.setenv("LLM_DATA_DIR", str(path.parent))
+    score, ns.OUTPUTS, ns.draw = {"loss": 1.0, "first": 1.0, "last": 1.0, "exact": 0.0}, tmp_path, lambda *_: None
+    ns.train_once = lambda *_: {"losses": [], "learned": 1, "valid": score, "test": score, "lengths": [1], "answers": ["x"]}
+    for content in (text, text, text.replace("the", "a", 1)):
+        path.write_text(content, encoding="utf-8")
+        run_main(ns, monkeypatch, "--quick")
+        kept.append(len(list((tmp_path / "exp_mask_instructions").iterdir())))
+    capsys.readouterr()
+    assert kept[0] == kept[1] and (kept[2] == 2 * kept[0]) != bool(old)
+
+
+def test_ctrl_c_and_a_folder_are_not_tracebacks(tmp_path, monkeypatch, capsys):
+    ns, folder = load(), tmp_path / "data" / "instructions.json"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    ns.OUTPUTS, ns.side_by_side = tmp_path, stop
+    run_main(ns, monkeypatch, "--quick")
+    assert "再运行就接着来" in capsys.readouterr().out
+    folder.mkdir(parents=True)
+    (folder / "x").touch()
+    monkeypatch.setenv("LLM_DATA_DIR", str(folder.parent))
+    with pytest.raises(SystemExit) as bad:
+        run_main(ns, monkeypatch, "--quick")
+    assert bad.value.code == 2 and "应是一个文件" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_without_smollm2_it_names_the_command(tmp_path, monkeypatch, capsys):

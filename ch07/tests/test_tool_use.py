@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "ch07" / "experiments" / "exp_tool_use.py"
 HOSTILE = [
     "__import__('os').system('touch hacked')", "open('hacked','w')", "9**9**9", "2**3", "1/0", "1//0", "5%2", "a+1", "(1).real", "1e3*2", "True+1", "[1]*9", "'a'*9", "1,2", "-5", "+5", "~5", "1<2",
-    "1 if 1 else 2", "lambda: 1", "f'{1}'", "(x:=5)", "1_0*b", "0x", "", " ", "(" * 30, "9" * 38, "(" * 100_000, "1+" * 50_000 + "1", "1+" * 30 + "1", "\x00", "1+2\n3", "１＋＋", "calc(1+1)",
+    "1 if 1 else 2", "lambda: 1", "f'{1}'", "(x:=5)", "1_0*b", "0x", "", " ", "(" * 30, "9" * 38, "(" * 100_000, "1+" * 50_000 + "1", "1+" * 30 + "1", "\x00", "1+2\n3", "１＋＋", "calc(1+1)", "0x10*1", "0b11+1", "1_000*2", "1+1#rm -rf", "2\t*3", "１+2",
 ]  # fmt: skip
 
 
@@ -159,14 +159,16 @@ def questions_right(ns):
 
 
 def numbers_read(ns):
-    texts = {"The answer is 1,234.": "1234", "12 - 15 = -3": "-3", "none": "", "calc(2+3)=5\nThe answer is 5.": "5"}
+    texts = {"12-15": "15", "It is 3.0": "", "So 4 or 2.5.": "4", "-7": "-7", "The answer is 1,234.": "1234", "12 - 15 = -3": "-3", "none": "", "calc(2+3)=5\nThe answer is 5.": "5"}
     return {text: ns.last_number(text) for text in texts} == texts
 
 
 CHECKS = [calculator_right, calculator_safe, calls_found, masks_right, loss_right, loop_right, loop_stops, questions_right, numbers_read]
 MUTANTS = [
-    ("type(node.value) is int", "isinstance(node.value, int)", calculator_safe),
-    ("    if len(expression) > 40:", "    if False:", calculator_safe),
+    ("[0-9+*() -]+", "[0-9A-Za-z_+*() -]+", calculator_safe),
+    ("re.fullmatch", "re.match", calculator_safe),
+    ("    if len(expression) > 40 or not", "    if not", calculator_safe),
+    (" and node.value < 10**9", "", calculator_safe),
     ("ast.Sub: operator.sub", "ast.Sub: operator.add", calculator_right),
     ('r"calc\\(([^()]*)\\)$"', 'r"calc\\(([^()]*)\\)"', calls_found),
     ('r"calc\\(([^()]*)\\)$"', 'r"calc\\((.*)\\)$"', calls_found),
@@ -182,7 +184,8 @@ MUTANTS = [
     ('"c": rng.randint(2, a // b)', '"c": rng.randint(2, 900)', questions_right),
     (", reverse=True)  # 大的在前", ")  # 大的在前", questions_right),
     ("return numbers[-1] if numbers", "return numbers[0] if numbers", numbers_read),
-    ('r"-?\\d+"', 'r"\\d+"', numbers_read),
+    ("(?<![\\d.])-?\\d+", "(?<![\\d.])\\d+", numbers_read),
+    ("(?<![\\d.])-?", "-?", numbers_read),
 ]
 
 
@@ -212,7 +215,7 @@ def test_quick_resumes(tool, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["exp_tool_use.py", "--quick"])
     tool.main()
     out = capsys.readouterr().out
-    assert out.count("✓") == 4 and "✗" not in out and "不下结论" in out and "差在计算器" not in out
+    assert "两步的应用题（1 道）" in out and out.count("✓") == 4 and "✗" not in out and "不下结论" in out and "差在计算器" not in out
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "exp_tool_use").iterdir()}
     assert len(kept) == 3 and all(json.loads((tmp_path / "exp_tool_use" / name).read_text(encoding="utf-8"))["math"] for name in kept)
     tool.main()
@@ -224,13 +227,60 @@ def test_verdict_needs_more_than_the_spread(tool, tmp_path, capsys):
 
     def fake(rate):
         rows = [["q", "a", i < 20 * rate, False] for i in range(20)]
-        return {"math": {paper: rows for paper in ("3 位数", "应用题")}, "chat": rows, "attacks": []}
+        return {"math": {paper: rows for paper in ("3 位数", "两步的应用题")}, "chat": rows, "attacks": []}
 
     base = fake(0.1)
     for tools, directs, said in (((0.9, 0.8, 0.9), (0.3, 0.3, 0.4), "差在计算器"), ((0.5, 0.3, 0.4), (0.5, 0.3, 0.4), "分不出"), ((0.5, 0.9, 0.7), (0.4, 0.1, 0.4), "分不出")):
         tool.report(base, {"用计算器": list(map(fake, tools)), "直接答": list(map(fake, directs))}, False, tmp_path / "x.png")
         out = capsys.readouterr().out
         assert said in out and ("差在计算器" in out) == (said == "差在计算器")
+    tool.report(base, {"用计算器": [fake(0.9)], "直接答": [fake(0.1)]}, False, tmp_path / "x.png")
+    out = capsys.readouterr().out
+    assert "只有一个种子" in out and "差在计算器" not in out
+
+
+@pytest.mark.parametrize("old, new", [("", ""), ("mark.update(Path(file).read_bytes())", "mark.update(file.encode())")], ids=["对的", "只看文件名"])
+def test_changed_data_is_trained_again(old, new, tmp_path, monkeypatch, capsys):
+    """instructions.json 换了内容、名字没变，就重新训练。"""
+    ns, path, kept = load(old, new), tmp_path / "data" / "instructions.json", []
+    path.parent.mkdir()
+    text = (ROOT / "setup" / "data" / "instructions.json").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["exp_tool_use.py", "--quick"])
+    monkeypatch.setattr(ns, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(ns, "train_once", lambda *_: {"losses": [], "math": {"两步的应用题": [["q", "a", True, False]]}, "chat": [["q", "a", True, False]], "attacks": []})
+    ns.train_once.__globals__["__file__"] = str(SCRIPT)
+    monkeypatch.setenv("LLM_DATA_DIR", str(path.parent))
+    for content in (text, text, text.replace("the", "a", 1)):
+        path.write_text(content, encoding="utf-8")
+        ns.main()
+        kept.append(len(list((tmp_path / "exp_tool_use").iterdir())))
+    capsys.readouterr()
+    assert (kept == [3, 3, 6]) != bool(old)
+
+
+@pytest.mark.parametrize("content, words", [("[]", "至少一条"), ("{", "JSON"), (json.dumps([{"instruction": "a", "input": "", "output": "b"}]), "至少要 120 条、24 条"), (None, "应是一个文件")], ids=["空的", "坏的", "一条", "文件夹"])
+def test_bad_files_are_one_sentence(tool, content, words, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "data" / "instructions.json"
+    path.parent.mkdir()
+    if content is None:
+        path.mkdir()
+        (path / "x").touch()
+    else:
+        path.write_text(content, encoding="utf-8")
+    monkeypatch.setenv("LLM_DATA_DIR", str(path.parent))
+    monkeypatch.setattr(tool, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(sys, "argv", ["exp_tool_use.py", "--quick"])
+    with pytest.raises(SystemExit) as stop:
+        tool.main()
+    assert stop.value.code == 2 and words in capsys.readouterr().err.strip().splitlines()[-1] and not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("seeds", [["1", "1"], ["9" * 23], ["-1"]], ids=" ".join)
+def test_bad_seeds(tool, seeds, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["exp_tool_use.py", "--quick", "--seeds", *seeds])
+    with pytest.raises(SystemExit) as stop:
+        tool.main()
+    assert stop.value.code == 2 and "--seeds" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_bad_arguments(tool, tmp_path, monkeypatch, capsys):

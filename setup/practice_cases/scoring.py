@@ -107,7 +107,7 @@ def calculate_values(ns):
 
 
 def calculate_refuses(ns):
-    bad = ("__import__('os')", "9**9", "7/2", "a+1", "True+1", "1.5*2", "'a'*3", "1,2", "", "1+", "-5", "(" * 99, "1+" * 30 + "1", "9999999999+1")
+    bad = ("__import__('os')", "9**9", "7/2", "a+1", "True+1", "1.5*2", "'a'*3", "1,2", "", "1+", "-5", "(" * 99, "1+" * 30 + "1", "9999999999+1", "0x10*1", "1_000*2", "1+1#x")
     return {text[:20]: ns.calculate(text) == ns.REFUSED for text in bad}
 
 
@@ -270,12 +270,13 @@ COMPONENTS = [
         source=TOOL,
         parts=["calculate"],
         extra={"REFUSED": TOOL, "OPERATIONS": TOOL},
-        task="写函数 calculate(expression)：expression 是别人写的文字，最多 40 个字符。只有整数（小于 10⁹，True 不算）和 OPERATIONS 里的运算（+ − ×）、括号，才算，返回得数的文字；其余一律返回 REFUSED。不用 eval：用 ast.parse(…, mode=\"eval\") 拆成语法树，自己走。",
-        blanks=["type(node.value) is int", "type(node.op) in OPERATIONS", "len(expression) > 40"],
+        task="写函数 calculate(expression)：expression 是别人写的文字，最多 40 个字符，只许有数字、+ * ( ) - 和空格。只有整数（小于 10⁹）和 OPERATIONS 里的运算（+ − ×）、括号，才算，返回得数的文字；其余一律返回 REFUSED。不用 eval：用 ast.parse(…, mode=\"eval\") 拆成语法树，自己走。",
+        blanks=["[0-9+*() -]+", "node.value < 10**9", "type(node.op) in OPERATIONS", "len(expression) > 40"],
         cases=[("数值", calculate_values), ("不该算的", calculate_refuses)],
         mutants=[
-            ("type(node.value) is int", "isinstance(node.value, int)", "True 也算了。Python 里 bool 是 int 的子类。"),
-            ("type(node.value) is int and node.value < 10**9", "True", "什么常量都收。'a' 乘上十亿，内存就没了。"),
+            ("[0-9+*() -]+", "[0-9A-Za-z_+*() -]+", "字母、下划线也放进来了。0x10、1_000、True 在 Python 里都是整数。"),
+            ("re.fullmatch", "re.match", "只看了开头。1+1#x 的后半没有查。"),
+            (" and node.value < 10**9", "", "没有管大小。说好只收小于 10⁹ 的数。"),
             ("type(node.op) in OPERATIONS", "True", "没有查是哪种运算。认不得的会报 KeyError，整个程序停下。"),
             ("len(expression) > 40", "False", "没有管长短。嵌套上万层的括号，光是拆就会把解释器弄垮。"),
             ("(ValueError, SyntaxError, RecursionError, MemoryError)", "ValueError", "写错的算式会让程序停下。模型什么都写得出来。"),
