@@ -47,7 +47,7 @@ def scripts():
     返回:
         list[Path]: 章节和 setup/ 下的 .py 文件，不含测试、练习和输出
     """
-    found = [*ROOT.glob("ch0*/*/*.py"), *ROOT.glob("appendix-*/*/*.py"), *ROOT.glob("setup/*.py"), *ROOT.glob("setup/checks/*.py"), *ROOT.glob("setup/practice_engine/*.py")]
+    found = [*ROOT.glob("ch0*/*/*.py"), *ROOT.glob("appendix-*/*/*.py"), *ROOT.glob("setup/*.py"), *ROOT.glob("setup/checks/*.py"), *ROOT.glob("setup/practice_engine/*.py"), *ROOT.glob("setup/read_site/*.py")]
     return sorted(path for path in found if path.parent.name not in ("tests", "practice", "outputs"))
 
 

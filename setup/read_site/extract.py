@@ -26,11 +26,12 @@ LABEL = re.compile(r"(读完[^：]*|题目|先想|问题|先猜|看点|动手改
 LETTER = re.compile(r"(?:^|[　\s]|：)([A-Za-z]\w?)(?:、([A-Za-z]))? ([^　\s][^　]*)")
 COST = re.compile(r"^ *(.*约 .*核 CPU.*)$", re.MULTILINE)
 HEAD = re.compile(r"(参数|形状|返回|异常|出处|示例):\s*(.*)")
-FIELD = re.compile(r"([\w*, .、]+?)(?: \(([^()]*(?:\([^()]*\)[^()]*)*)\))?: (.*)")
+FIELD = re.compile(r"([\w*, .、\[\]|]+?)(?: \(([^()]*(?:\([^()]*\)[^()]*)*)\))?: (.*)")
 SHAPE = re.compile(r"((?:[三两四]个 |各 |都是 )?\([^()]*\)(?:\s*(?:→|，|或|=)\s*\([^()]*\))*)(?:[　\s]+|$)(.*)")
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 ITEM = re.compile(r"([①-⑳]|\d+\.|[-·])\s*(.*)")
-WIDE = 92  # 一行代码连同行尾注释不超过这么宽、注释又短，就留在代码旁边，不搬到左边
+CIRCLED = set("①②③④⑤⑥⑦⑧⑨⑩")
+WIDE = 78  # 一行代码连同行尾注释不超过这么宽、注释又短，就留在代码旁边，不搬到左边
 SHORT = 26
 
 
@@ -51,7 +52,7 @@ def width(text):
 
 
 def join(lines):
-    """把几行接成一段：汉字之间不加空格，英文之间加一个；上一行明显没写满、又没有标点，就另起一行。
+    """把几行接成一段：汉字之间不加空格，英文之间、汉字与英文之间加一个；上一行没写满、又没有标点（公式、小标题），就另起一行。
 
     参数:
         lines (list[str]): 已经去掉 # 和缩进
@@ -65,14 +66,19 @@ def join(lines):
         >>> join(["x 是一个很长的英文句子 made of words", "that go on"])
         'x 是一个很长的英文句子 made of words\\nthat go on'
     """
-    text = ""
+    text = last = ""
     for line in lines:
-        if text and width(last) < 84 and not re.search(r"[，。；：？！、）」”)…,;:]$", last):
+        if text and width(last) < (84 if last[-1:].isascii() else 24) and not re.search(r"[，。；：？！、）」”)…,;:]$", last):
             text += "\n"
-        elif text and ord(text[-1]) < 0x2E80 and ord(line[:1] or " ") < 0x2E80:
+        elif text and not (glued(text[-1]) or glued(line[:1])) and (width(text[-1]) == 1 or width(line[:1]) == 1):
             text += " "
         text, last = text + line, line
     return text
+
+
+def glued(letter):
+    """是不是全角标点：它旁边从不加空格。"""
+    return width(letter) == 2 and not letter.isalnum()
 
 
 def paragraphs(lines):
@@ -89,6 +95,8 @@ def paragraphs(lines):
         [('item', '①', '打分：点积越大越相关。'), ('item', '②', '归一化。')]
         >>> paragraphs(["第一句，", "接着说。", "", "另一段。"])
         [('text', '', '第一句，接着说。'), ('text', '', '另一段。')]
+        >>> paragraphs(["看三处：① 甲；② 乙。"])
+        [('text', '', '看三处：'), ('item', '①', '甲；'), ('item', '②', '乙。')]
         >>> paragraphs(["A ──→ B"])
         [('pre', '', 'A ──→ B')]
     """
@@ -109,7 +117,17 @@ def paragraphs(lines):
             found[-1][2].append(text)
         else:
             found.append(("text", "", [text]))
-    return [(kind, mark, "\n".join(lines) if kind == "pre" else join(lines)) for kind, mark, lines in filter(None, found)]
+    made = []
+    for kind, mark, lines in filter(None, found):
+        if kind == "pre":
+            made.append((kind, mark, "\n".join(lines)))
+            continue
+        pieces = re.split(r"(?:(?<=[；。：，])|(?<=^))\s*([①-⑳])\s*", join(lines)) if mark in CIRCLED or kind == "text" else [join(lines)]
+        if kind == "text" and len(pieces) < 5:  # 一句话里只提到一个 ①，不是条目
+            pieces = [join(lines)]
+        made += [(kind, mark, pieces[0].strip())] if pieces[0].strip() else []
+        made += [("item", mark, text.strip()) for mark, text in zip(pieces[1::2], pieces[2::2])]
+    return made
 
 
 def read_doc(doc):
@@ -279,7 +297,7 @@ def rows(source, start, end):
         end (int): 最后一行
 
     返回:
-        list[SimpleNamespace]: 每条有 kind（row）、prose（("text", 段落) 或 ("doc", 文档)）、code（行号、代码、形状、留下的注释）、names（这里定义的顶层组件）
+        list[SimpleNamespace]: 每条有 kind（row）、prose（一串「text 与段落」或「doc 与文档」）、code（行号、代码、形状、留下的注释）、names（这里定义的顶层组件）
 
     示例:
         >>> source = scan("# 先说为什么\\nx = 1\\n\\ny = 2  # 这一句解释得比较长，放在代码旁边就太挤了，所以搬到左边去\\n")
@@ -336,10 +354,16 @@ def rows(source, start, end):
             row.code.append((number, line[:column].rstrip(), shape, kept))
         number += 1
     flush(row)
+    made = []
     for row in found:
+        if made and not row.prose and not row.names:  # 左边没有话的，接在上一条后面：长长的文档旁边就不会空着
+            made[-1].code += row.code
+        elif row.code or row.prose:
+            made.append(row)
+    for row in made:
         while row.code and not row.code[-1][1] and not row.code[-1][2]:
             row.code.pop()
-    return [row for row in found if row.code or row.prose]
+    return made
 
 
 def region(source, kind, home, names, start, end):
