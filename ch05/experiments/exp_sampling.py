@@ -13,7 +13,7 @@
 运行：
     python ch05/experiments/exp_sampling.py            # 先装好 SmolLM2，见 exp_real_llm.py；图片写到 ch05/outputs/
     python ch05/experiments/exp_sampling.py --top-k 40 --top-p 0.95 --min-p 0.05 --seed 1
-    约 120 秒，1.2 GB（2 核 CPU）
+    约 180 秒，1.2 GB（2 核 CPU）
 
 SmolLM2 是聊天模型，这里没有用聊天的格式，直接接着写，所以常常跑题。模型的代码见 exp_gpt_to_llama.py、exp_real_llm.py；没读过也行，从 filter_top_k 往下读。
 

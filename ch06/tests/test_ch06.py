@@ -43,7 +43,7 @@ PROGRAMS = [
     "experiments/exercise_6_2_whole_model.py",
     "experiments/exercise_6_3_first_token.py",
 ]
-EXPERIMENTS = [f"experiments/exp_{name}.py" for name in ("classifier_page", "finetune_ablation", "imbalance", "leakage", "lora", "padding_position", "pretraining_worth", "what_it_looks_at")]  # 各有自己的测试
+EXPERIMENTS = [f"experiments/exp_{name}.py" for name in ("classifier_page", "finetune_ablation", "imbalance", "larger_dataset", "leakage", "lora", "padding_position", "pretraining_worth", "what_it_looks_at")]  # 各有自己的测试
 
 
 def load(path):

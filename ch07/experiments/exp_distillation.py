@@ -1,18 +1,17 @@
 """第 7 章 · 实验　蒸馏：跟着老师的概率学，比只看文字学得好在哪里？
 
-问题：　几十万个参数的小学生，四千个词元的教材，步数一样：只看文字，看老师（SmolLM2）写的文字，看老师对每个位置给的整个分布，哪一种学得快，哪一种最后好？
-先猜：　分布里有 1,200 多个数，文字只有一个。跟着分布学，没见过的那一段，每个词元能少几纳特？换成标签平滑（label smoothing，不用老师），能少几成？（先想 10 秒，再运行）
+问题：　十八万个参数的小学生，三千七百个词元的教材，步数一样：只看文字，看老师（SmolLM2）写的文字，看老师对每个位置给的整个分布，哪一种学得快，哪一种最后好？
+先猜：　分布里有 830 个数，文字只有一个。跟着分布学，没见过的那一段，每个词元能少几纳特？换成标签平滑（label smoothing，不用老师），能少几成？（先想 10 秒，再运行）
 看点：　① 左图：谁降得快，谁先过拟合；② 中图：最后差多少，离老师自己的损失（下限）还有多远；③ 表：只要老师的把握、不要它的分布，还剩多少好处；
-        ④ 右图：只存分布里最大的 k 个，要付多少；扔掉其余的再归一化，与把其余的平分，差在哪里；⑤ 温度（temperature）该不该升高。
+        ④ 右图：只存分布里最大的 k 个，要付多少；扔掉其余的再归一化，与把其余的平分，差在哪里；⑤ 温度（temperature）升到 2，更好吗。
 动手改：1. 把 kd_loss 里的 return temperature**2 * 改成 return 1.0 *，加 --quick 运行：少了 T²，一处也不报错，只有自查变成 ✗。
-        2. 把 draw_batch 里的 logprobs[rows, columns[:, :-1]] 改成 logprobs[rows, columns[:, 1:]]，加 --quick 运行：老师的分布错开一位，自查变成 ✗。
-        3. 把 kd_loss 里的 / temperature, dim=-1)  # 学生 改成 , dim=-1)  # 学生，加 --quick 运行：温度只管老师一边，与老师一模一样也有损失，自查变成 ✗。
+        2. 把 draw_batch 里的 logprobs[rows, columns[:, :-1]] 改成 logprobs[rows, columns[:, :-1] - 1]，加 --quick 运行：老师的分布晚了一位，自查变成 ✗。
+        3. 把 kd_loss 里的 (student_logits / temperature) 改成 student_logits，加 --quick 运行：温度只管老师一边，与老师一模一样也有损失，自查变成 ✗。
 
 运行：
-    python ch07/experiments/exp_distillation.py                    # 先装好 SmolLM2，见 ch05/experiments/exp_real_llm.py；图片写到 ch07/outputs/
-    python ch07/experiments/exp_distillation.py --file 我的.txt    # 换一份教材（英文，UTF-8）
-    python ch07/experiments/exp_distillation.py --quick            # 随机的小老师，看流程，不下结论
-    约 @@ 分钟，@@ GB（2 核 CPU）；做过的存着，中断了再运行就接着做；--quick 约 @@ 秒
+    python ch07/experiments/exp_distillation.py            # 先装好 SmolLM2，见 ch05/experiments/exp_real_llm.py；图片写到 ch07/outputs/
+    python ch07/experiments/exp_distillation.py --quick    # 随机的小老师，看流程，不下结论
+    约 5 分钟，1.2 GB（2 核 CPU）；做过的存着，中断了再运行就接着做；--quick 约 5 秒
 
 形状记号：b 批大小　t 这次送进去几个词元　s 一共看得见几个　d 嵌入维度　h 头数　g 键和值有几份　k 每个头的维度　V 词表大小（剪过的）　n 几段　m 一段有几个词元
 """
@@ -374,8 +373,7 @@ def kd_loss(student_logits, teacher_logprobs, temperature=1.0):
     """蒸馏（knowledge distillation）的损失：老师的分布到学生的分布的 KL 散度，每个位置一个，取平均，再乘 T²。
 
     参数:
-        student_logits (Tensor): 学生的 logits，(b, t, V)
-        teacher_logprobs (Tensor): 老师的对数概率，(b, t, V)；−∞ 就是概率 0
+        student_logits, teacher_logprobs (Tensor): 学生的 logits；老师的对数概率，−∞ 就是概率 0；都是 (b, t, V)
         temperature (float): T。两边都除以它再 softmax：T 大，分布平，排在后面的也看得见
 
     返回:
@@ -385,8 +383,8 @@ def kd_loss(student_logits, teacher_logprobs, temperature=1.0):
     """
     # 老师不学：它的分布是答案，梯度不能从它那里走；不然老师会来迁就学生。
     teacher = (teacher_logprobs.detach() / temperature).softmax(dim=-1)  # (b, t, V)
-    student = (student_logits / temperature).log_softmax(dim=-1)  # 学生　(b, t, V)
-    # KL(老师‖学生) = Σ p (ln p − ln q)，p 是老师的。老师说可能的，学生必须也说可能；p = 0 的那些，xlogy 算作 0，不会是 nan。
+    student = (student_logits / temperature).log_softmax(dim=-1)  # (b, t, V)
+    # `KL(p‖q) = Σ p (ln p − ln q)`，p 是老师的，q 是学生的：老师说可能的，学生必须也说可能。p = 0 的那些，xlogy 算作 0，不会是 nan。
     divergence = (torch.xlogy(teacher, teacher) - teacher * student).sum(dim=-1)  # (b, t)
     # 除以 T 之后，梯度小了 T² 倍（一个 T 来自 q 里的除法，一个来自 p − q 变小）；乘回来，与文字的损失混着用，两边才一直是那个比例。
     return temperature**2 * divergence.mean()
@@ -396,8 +394,7 @@ def compress(logprobs, k, rest):
     """只存最大的 k 个：每个位置 k 个编号、k 个数，不存整个词表。
 
     参数:
-        logprobs (Tensor): 对数概率，(…, V)
-        k (int): 存几个
+        logprobs, k (Tensor, int): 对数概率，(…, V)；存几个
         rest (str): 其余的怎么办。"扔掉"：当作概率 0，留下的放大到加起来是 1；"平分"：它们一共占多少还记得，平分给没有存的
 
     返回:
@@ -415,9 +412,8 @@ def smooth_targets(targets, kind, amount, logprobs, counts):
     """不跟着老师的分布学，只把目标抹平：大部分给正确答案，其余的分出去。
 
     参数:
-        targets (Tensor): 正确的编号，(b, t)
+        targets, logprobs, counts (Tensor): 正确的编号，(b, t)；老师的对数概率，(b, t, V)；每个词元在教材里出现几次，(V,)
         kind, amount (str, float 或 None): "平分" 和 "词频"：分出 amount；"把握"：正确答案得老师给它的概率，其余的平分，每个位置都不同
-        logprobs, counts (Tensor): 老师的对数概率，(b, t, V)；每个词元在教材里出现几次，(V,)
 
     返回:
         Tensor: 目标的分布，每个位置加起来是 1，(b, t, V)
@@ -425,7 +421,7 @@ def smooth_targets(targets, kind, amount, logprobs, counts):
     right = nn.functional.one_hot(targets, len(counts)).float()  # (b, t, V)
     if kind == "把握":
         sure = logprobs.gather(-1, targets[..., None]).exp()  # (b, t, 1)
-        return right * sure + (1 - right) * (1 - sure) / (len(counts) - 1)
+        return right * sure + (1 - right) * (1 - sure) / (len(counts) - 1)  # (b, t, V)
     others = torch.ones_like(counts) if kind == "平分" else counts  # (V,)
     return (1 - amount) * right + amount * others / others.sum()
 
@@ -434,29 +430,27 @@ def batch_loss(logits, targets, logprobs, counts, method):
     """一批的损失，照 METHODS 里写的。
 
     参数:
-        logits, targets (Tensor): 学生的 logits，(b, t, V)；正确的编号，(b, t)
-        logprobs, counts (Tensor): 见 smooth_targets
+        logits, targets, logprobs, counts (Tensor): 学生的 logits，(b, t, V)；其余见 smooth_targets
         method (dict): METHODS 里的一项
 
     返回:
         Tensor: 损失，一个数
     """
-    soft, loss = method.get("soft", 0.0), torch.zeros(())
-    if soft < 1:
-        answer = smooth_targets(targets, *method["smooth"], logprobs, counts).flatten(0, 1) if "smooth" in method else targets.flatten()
-        loss = (1 - soft) * nn.functional.cross_entropy(logits.flatten(0, 1), answer)
-    if soft > 0:
+    soft, answer = method.get("soft", 0.0), targets.flatten()  # (b·t,)
+    if soft:
         teacher = compress(logprobs, method["top_k"], method["rest"]) if "top_k" in method else logprobs
-        loss = loss + soft * kd_loss(logits, teacher, method.get("temperature", 1.0))
-    return loss
+        from_teacher = soft * kd_loss(logits, teacher, method.get("temperature", 1.0))
+        return from_teacher if soft == 1 else from_teacher + (1 - soft) * nn.functional.cross_entropy(logits.flatten(0, 1), answer)
+    if "smooth" in method:  # 目标也可以是一个分布
+        answer = smooth_targets(targets, *method["smooth"], logprobs, counts).flatten(0, 1)  # (b·t, V)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), answer)
 
 
 def draw_batch(ids, logprobs, generator):
     """随便抽一批窗口。
 
     参数:
-        ids (Tensor): 文字，(n, m + 1)
-        logprobs (Tensor): logprobs[i, j] 是老师读到 ids[i, j] 为止，猜下一个是谁，(n, m, V)
+        ids, logprobs (Tensor): 文字，(n, m + 1)；logprobs[i, j] 是老师读到 ids[i, j] 为止，猜下一个是谁，(n, m, V)
         generator (torch.Generator): 随机数
 
     返回:
@@ -474,8 +468,7 @@ def score(model, windows, logprobs):
     """没见过的文字学得怎样。
 
     参数:
-        model (LlamaModel): 学生
-        windows, logprobs (Tensor): 首尾相接的窗口，(n, t + 1)；老师看同样的窗口给的对数概率，(n, t, V)
+        model, windows, logprobs (LlamaModel, Tensor, Tensor): 学生；首尾相接的窗口，(n, t + 1)；老师看同样的窗口给的对数概率，(n, t, V)
 
     返回:
         dict: loss（下一个词元是原文那个，损失）、kl（老师到学生）、agree（最可能的词元与老师相同的比例）
@@ -492,8 +485,7 @@ def shrink_vocabulary(model, vocab):
     softmax 在留下的行里做，正好是原来的分布只看这些词元、再归一化：别的词元的 logits 当作 −∞。
 
     参数:
-        model (LlamaModel): 老师，就地改动
-        vocab (Tensor): 留下哪些编号，(V,)；新的编号是它们在这里排第几
+        model, vocab (LlamaModel, Tensor): 老师，就地改动；留下哪些编号，(V,)，新的编号是它们在这里排第几
     """
     model.tok_emb = nn.Embedding.from_pretrained(model.tok_emb.weight.detach()[vocab])
     head = nn.Linear(model.cfg["emb_dim"], len(vocab), bias=False)
@@ -506,8 +498,7 @@ def read_text(model, ids):
     """老师读一遍文字：每个位置，下一个是谁。每次读两个窗口那么长，只要后一半，前一半给它当上文。
 
     参数:
-        model (LlamaModel): 老师
-        ids (Tensor): 文字，一维
+        model, ids (LlamaModel, Tensor): 老师；文字，一维
 
     返回:
         Tensor: 对数概率，(m, V)，m 是文字有几个词元
@@ -516,7 +507,7 @@ def read_text(model, ids):
     for start in range(0, len(ids), WINDOW):
         before = max(0, start - WINDOW)
         logits = model(ids[None, before : start + WINDOW])[0, start - before :]  # (t, V)
-        found.append(logits.log_softmax(dim=-1))
+        found.append(logits.log_softmax(dim=-1).half())
     return torch.cat(found)  # (m, V)
 
 
@@ -525,16 +516,13 @@ def write_texts(model, prompts, length, generator):
     """老师接着写，温度 1；写每个词元时的分布顺手留下。
 
     参数:
-        model (LlamaModel): 老师
-        prompts (Tensor): 开头，(n, t)
-        length (int): 写几个词元，m
-        generator (torch.Generator): 采样的随机数
+        model, prompts (LlamaModel, Tensor): 老师；开头，(n, t)
+        length, generator (int, torch.Generator): 写几个词元，m；采样的随机数
 
     返回:
         tuple: 文字 (n, m + 1)，第一个是开头的最后一个词元，其余都是它写的；对数概率 (n, m, V)
     """
-    cache, ids, found = KVCache(model.cfg, len(prompts), prompts.shape[1] + length), [prompts[:, -1:]], []
-    idx = prompts
+    cache, idx, ids, found = KVCache(model.cfg, len(prompts), prompts.shape[1] + length), prompts, [prompts[:, -1:]], []
     for _ in range(length):
         logprobs = model(idx, cache, last_only=True)[:, -1].log_softmax(dim=-1)  # (n, V)
         idx = torch.multinomial(logprobs.exp(), 1, generator=generator)  # (n, 1)
@@ -543,84 +531,54 @@ def write_texts(model, prompts, length, generator):
     return torch.cat(ids, dim=1), torch.stack(found, dim=1)  # (n, m + 1)，(n, m, V)
 
 
+@torch.no_grad()
 def teach(path, quick):
-    """老师的工作只做一次：剪词表，读教材，写文字，读验证和测试的窗口。存成半精度：对数概率有三位有效数字，够用（表里量了）。
+    """老师的工作只做一次：剪词表，读教材，写文字，读验证和测试的窗口。存成半精度：对数概率有三位有效数字，够用。
 
     参数:
-        path (str): 教材
-        quick (bool): 随机的小老师，教材只要一小段
+        path, quick (Path, bool): 教材；随机的小老师，教材只要一小段
 
     返回:
-        dict: vocab，(V,)；原文、老师写的：ids 和 logprobs，见 draw_batch；valid、test：windows 和 logprobs，见 score
-
-    异常:
-        ValueError: 教材太短
+        Path: 存在哪里，文件名里有教材和做法的摘要。里面是 vocab，(V,)；三种文字的 ids 和 logprobs，见 draw_batch；valid、test 的 windows 和 logprobs，见 score
     """
+    source = "".join(map(inspect.getsource, (teach, read_text, write_texts, shrink_vocabulary))) + repr((WINDOW, PROMPT, LENGTH, quick))
+    file = OUTPUTS / "exp_distillation" / f"teacher-{hashlib.sha256(source.encode() + path.read_bytes()).hexdigest()[:16]}.pt"
+    if file.is_file():
+        return file
     torch.manual_seed(0)
     model, tokenizer = load_model(quick)
-    text = Path(path).read_text(encoding="utf-8-sig")
-    limit = 1500 if quick else 20_000  # 再长，整个分布就占几百 MB 了
-    ids = torch.tensor([i for i in tokenizer.encode_ordinary(text) if i < VOCAB_SIZE][:limit])  # (m,)
-    if len(ids) < 1200:
-        raise ValueError(f"{path} 只有 {len(ids)} 个词元，切成三份不够用：至少要 1,200 个")
+    ids = torch.tensor([i for i in tokenizer.encode_ordinary(path.read_text(encoding="utf-8")) if i < VOCAB_SIZE][: 1500 if quick else None])  # (m,)
     # 词表是整份教材里出现过的词元，验证和测试的也算：只说有哪些词，没说怎样接，各种学法都一样。
     vocab, ids = ids.unique(return_inverse=True)  # (V,)，(m,)
     shrink_vocabulary(model, vocab)
-    cut = len(ids) * 7 // 10, len(ids) * 85 // 100
-    train, parts = ids[: cut[0]], {"valid": ids[cut[0] : cut[1]], "test": ids[cut[1] :]}
-    found = {"vocab": vocab, "path": str(path), CORPUS: {"ids": train[None], "logprobs": read_text(model, train)[None, :-1].half()}}
-    for name, part in parts.items():
+    train, *parts = ids.split([len(ids) * 7 // 10, len(ids) * 3 // 20, len(ids) - len(ids) * 7 // 10 - len(ids) * 3 // 20])
+    found = {"vocab": vocab, CORPUS: {"ids": train[None], "logprobs": read_text(model, train)[None, :-1]}}
+    for name, part in zip(("valid", "test"), parts):
         windows = part.unfold(0, WINDOW + 1, WINDOW)  # (n, t + 1)　后一段的第一个，是前一段的最后一个：每个位置都考到
-        with torch.no_grad():
-            logprobs = torch.cat([model(row[None, :-1]).log_softmax(dim=-1) for row in windows])  # (n, t, V)
-        found[name] = {"windows": windows, "logprobs": logprobs.half()}
-    # 老师写的文字：同样多的，和四倍的。开头取自训练的那一段，均匀地取，再打乱。
-    generator = torch.Generator().manual_seed(0)
-    count = 4 * (len(train) // LENGTH)
+        found[name] = {"windows": windows, "logprobs": torch.cat([model(row[None, :-1]).log_softmax(dim=-1).half() for row in windows])}  # 后一个 (n, t, V)
+    # 老师写的文字：四倍的，和同样多的（前四分之一）。开头在训练的那一段里均匀地取，再打乱。
+    count, generator = 4 * (len(train) // LENGTH), torch.Generator().manual_seed(0)
     starts = torch.linspace(0, len(train) - PROMPT, count).long()[torch.randperm(count, generator=generator)]
     prompts = train[starts[:, None] + torch.arange(PROMPT)]  # (n, t)
-    written = [write_texts(model, part, LENGTH, generator) for part in prompts.split(64)]
-    found[MORE] = {"ids": torch.cat([part[0] for part in written]), "logprobs": torch.cat([part[1] for part in written])}
+    written = [write_texts(model, part, LENGTH, generator) for part in tqdm(prompts.split(64), desc="老师写文字", leave=False, disable=None)]
+    found[MORE] = dict(zip(("ids", "logprobs"), map(torch.cat, zip(*written))))
     found[WRITTEN] = {key: value[: count // 4] for key, value in found[MORE].items()}
-    return found
-
-
-def teacher_file(path, quick):
-    """teach 的结果存在哪里；没有就现在做。文件名里有教材和做法的摘要。
-
-    参数:
-        path, quick (str, bool): 见 teach
-
-    返回:
-        str: 文件
-    """
-    source = "".join(map(inspect.getsource, (teach, read_text, write_texts, shrink_vocabulary))) + repr((WINDOW, PROMPT, LENGTH, quick))
-    digest = hashlib.sha256(source.encode() + Path(path).read_bytes()).hexdigest()[:16]
-    file = OUTPUTS / "exp_distillation" / f"teacher-{digest}.pt"
-    if not file.is_file():
-        print("老师读教材、写文字……", file=sys.stderr)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        torch.save(teach(path, quick), part)
-        part.replace(file)
-    return str(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(found, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
+    return file
 
 
 def train_student(name, learning_rate, seed, steps, file):
     """一种学法、一个种子，从头练一次。
 
     参数:
-        name (str): METHODS 里的名字
-        learning_rate (float): 学习率
+        name, learning_rate, steps (str, float, int): METHODS 里的名字；学习率；几步
         seed (int): 学生的初始值和批的次序：同一个种子，读原文的几种学法看到的批完全相同
-        steps (int): 几步
-        file (str): teacher_file 的结果
+        file (str): teach 存的
 
     返回:
         dict: steps（第几步看的）；valid、test：loss、kl、agree，各是一个列表
-
-    异常:
-        ValueError: 损失不是有限的数
     """
     data, method = torch.load(file, weights_only=True, mmap=True), METHODS[name]
     texts, vocab_size = data[method["data"]], len(data["vocab"])
@@ -638,8 +596,6 @@ def train_student(name, learning_rate, seed, steps, file):
         if step < steps:
             inputs, targets, logprobs = draw_batch(**texts, generator=generator)
             loss = batch_loss(student(inputs), targets, logprobs, counts, method)
-            if not loss.isfinite():
-                raise ValueError(f"第 {step + 1} 步的损失是 {loss.item()}，训练停下：学习率 {learning_rate:g} 多半太大了，改小再来")
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -661,34 +617,33 @@ def at_best(run):
 
 
 def floors(data):
-    """几条线：老师自己、只看词频、最平的分布，在测试的窗口上的损失。
+    """几条线：老师自己、只看词频、一律平分，在测试的窗口上的损失。
 
     参数:
-        data (dict): teach 的结果
+        data (dict): teach 存的
 
     返回:
         dict: 名字 → 损失
     """
-    targets, vocab_size = data["test"]["windows"][:, 1:], len(data["vocab"])
-    counts = data[CORPUS]["ids"].flatten().bincount(minlength=vocab_size) + 0.1  # (V,)
-    teacher = data["test"]["logprobs"].float().flatten(0, 1)  # (b·t, V)
-    return {"老师自己": nn.functional.nll_loss(teacher, targets.flatten()).item(), "只看词频": -(counts / counts.sum())[targets].log().mean().item(), "一律平分": math.log(vocab_size)}
+    targets, counts = data["test"]["windows"][:, 1:], data[CORPUS]["ids"].flatten().bincount(minlength=len(data["vocab"])) + 0.1  # (n, t)，(V,)
+    teacher = -data["test"]["logprobs"].float().gather(-1, targets[..., None]).mean().item()
+    return {"老师自己": teacher, "只看词频": -(counts / counts.sum())[targets].log().mean().item(), "一律平分": math.log(len(counts))}
 
 
 def storage(data):
     """只存最大的 k 个要付什么，不用训练就能量的。
 
     参数:
-        data (dict): teach 的结果
+        data (dict): teach 存的
 
     返回:
         list[dict]: 每种 k：bytes（一个位置几个字节）、mass（留下的概率）、covered（原文的下一个词元在里面的比例）、kl（其余平分的，与整个分布差多少）、loss（拿它猜原文）
     """
     logprobs, targets, rows = data["test"]["logprobs"].float(), data["test"]["windows"][:, 1:, None], []
     for k in [k for k in TOP_KS if k < logprobs.shape[-1]]:
-        kept, flat = compress(logprobs, k, "扔掉"), compress(logprobs, k, "平分")
-        found = {"mass": logprobs.topk(k, dim=-1).values.exp().sum(dim=-1).mean().item(), "covered": kept.gather(-1, targets).isfinite().float().mean().item()}
-        rows.append({"k": k, "bytes": 4 * k} | found | {"kl": kd_loss(flat, logprobs).item(), "loss": -flat.gather(-1, targets).mean().item()})
+        mass, covered = logprobs.topk(k, dim=-1).values.exp().sum(dim=-1).mean().item(), compress(logprobs, k, "扔掉").gather(-1, targets).isfinite().float().mean().item()
+        flat = compress(logprobs, k, "平分")  # (n, t, V)
+        rows.append({"k": k, "bytes": 4 * k, "mass": mass, "covered": covered, "kl": kd_loss(flat, logprobs).item(), "loss": -flat.gather(-1, targets).mean().item()})
     return rows
 
 
@@ -696,14 +651,15 @@ def report(data, sweep, best, runs, again, quick):
     """几张表，和由它们算出的话。
 
     参数:
-        data, sweep, best (dict): teach 的结果；名字 → 学习率 → 验证集上最低的损失；名字 → 挑中的学习率
-        runs (dict): 名字 → 每个种子的 at_best
-        again, quick (list[dict], bool): 只看文字，换一组种子；不下结论
+        data, sweep, best (dict): teach 存的；名字 → 学习率 → 验证集上最低的损失；名字 → 挑中的学习率
+        runs, again, quick (dict, list[dict], bool): 名字 → 每个种子的 at_best；只看文字，换一组种子；不下结论
     """
     print("① 测试的那一段，每个词元的损失（纳特）：" + "　".join(f"{name} {value:.3f}" for name, value in floors(data).items()))
     print("② 学习率（验证集上最低的损失，只用一个种子，* 是挑中的）")
     for name, losses in sweep.items():
         print("　" + "　".join(f"{rate:g} {loss:.3f}{'*' if rate == best[name] else ' '}" for rate, loss in losses.items()) + f"　{name}")
+    ends = [name for name, losses in sweep.items() if best[name] in (min(losses), max(losses))]
+    print(f"　挑中的在一头、再往外也许更好的：{'、'.join(ends) or '没有'}")
     print("③ 几个种子的平均（最小 … 最大）；停在验证集上最低的那一步\n　损失　　　　　　　　　　　四分之一时　停在第几步　到老师的 KL　与老师猜的相同")
     for name, each in runs.items():
         mean = {key: statistics.mean(run[key] for run in each) for key in each[0]}
@@ -717,11 +673,11 @@ def report(data, sweep, best, runs, again, quick):
         print("\n随机的小老师，只走了几步：看流程，不下结论")
         return
 
-    def minus(one, other, key):  # 同一个种子配对相减；agree 是越大越好，只说高低
+    def minus(one, other, key):  # 同一个种子配对相减
         differences = [a[key] - b[key] for a, b in zip(one, other)]
         return "{:+.3f} ± {:.3f} ".format(*paired_interval(differences)) + verdict(differences)
 
-    print(f"⑤ 减去「{BASE}」，同一个种子配对（± 是 99% 区间的半宽）")
+    print(f"⑤ 减去「{BASE}」，同一个种子配对（± 是 99% 区间的半宽），各用各的学习率")
     for name, each in {**{name: runs[name] for name in runs if name != BASE}, f"{BASE}，换一组种子（该分不出）": again}.items():
         print("　" + "　".join(f"{word} {minus(each, runs[BASE], key)}" for key, word in (("loss", "损失"), ("quarter", "四分之一时"), ("kl", "KL"))) + f"　　{name}")
     mean = {name: statistics.mean(run["loss"] for run in each) for name, each in runs.items()}
@@ -737,8 +693,7 @@ def draw(data, curves, runs, path):
     """左：测试损失的曲线；中：最后的损失，一个点一个种子；右：只存 k 个。
 
     参数:
-        data, curves, runs (dict): 见 report；名字 → 每个种子的 train_student 的结果
-        path (Path): 图片写到哪里
+        data, curves, runs, path (dict, dict, dict, Path): 见 report；名字 → 每个种子的 train_student；…；图片写到哪里
     """
     import matplotlib.pyplot as plt
     import zhplot  # noqa: F401　导入它，图上就能写中文
@@ -746,26 +701,24 @@ def draw(data, curves, runs, path):
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5.4), layout="constrained")
     lines = floors(data)
     for place, (name, each) in enumerate(curves.items()):
-        if name in (BASE, "标签平滑 0.3", "老师写的文字", "老师写的文字，四倍", SOFT, "四倍，和它的分布"):
-            left.plot(each[0]["steps"], [statistics.mean(values) for values in zip(*(run["test"]["loss"] for run in each))], label=name, color=f"C{place % 10}")
-        middle.plot([run["loss"] for run in runs[name]], [place] * len(runs[name]), "o", color=f"C{place % 10}", alpha=0.6)
+        if name in (BASE, "标签平滑 0.1", "老师写的文字", "老师写的文字，四倍", SOFT, "四倍，和它的分布"):
+            left.plot(each[0]["steps"], [statistics.mean(values) for values in zip(*(run["test"]["loss"] for run in each))], label=name, color=plt.cm.tab20(place))
+        middle.plot([run["loss"] for run in runs[name]], [place] * len(runs[name]), "o", color=plt.cm.tab20(place), alpha=0.8)
     ends = [run["loss"] for run in chain(*runs.values())]
     left.axhline(lines["老师自己"], color="0.4", linestyle="--", label="老师自己")
     left.axhline(lines["只看词频"], color="0.7", linestyle=":", label="只看词频")
     left.set(title="没见过的那一段（几个种子的平均）", xlabel="步数", ylabel="损失（纳特）", ylim=(min(lines["老师自己"], *ends) - 0.1, max(lines["一律平分"], *ends) + 0.3))
-    left.legend(fontsize=8)
     middle.axvline(lines["老师自己"], color="0.4", linestyle="--", label="老师自己")
-    middle.set(title="停在验证集最低的那一步：一个点一个种子", xlabel="测试损失（纳特）", yticks=range(len(runs)), yticklabels=list(runs))
+    middle.set(title="停在验证集最低的那一步：一个点一个种子", xlabel="测试损失（纳特）", ylabel="学法", yticks=range(len(runs)), yticklabels=list(runs))
     middle.invert_yaxis()
-    middle.legend(fontsize=8)
     rows = storage(data)
-    right.plot([row["bytes"] for row in rows], [row["kl"] for row in rows], "o-", label="KL（其余平分）")
-    right.plot([row["bytes"] for row in rows], [1 - row["mass"] for row in rows], "o-", label="扔掉了多少概率")
-    right.plot([row["bytes"] for row in rows], [1 - row["covered"] for row in rows], "o-", label="原文的不在里面的比例")
+    for label, values in {"KL（其余平分）": [row["kl"] for row in rows], "扔掉了多少概率": [1 - row["mass"] for row in rows], "原文的不在里面的比例": [1 - row["covered"] for row in rows]}.items():
+        right.plot([row["bytes"] for row in rows], values, "o-", label=label)
     right.set_xscale("log", base=2)
     right.set_xticks([row["bytes"] for row in rows], [f"{row['bytes']}\nk={row['k']}" for row in rows], fontsize=7)
     right.set(title=f"只存最大的 k 个（整个分布 {2 * len(data['vocab']):,} 字节）", xlabel="一个位置几个字节", ylabel="纳特，或比例", ylim=(0, None))
-    right.legend(fontsize=8)
+    for axis in (left, middle, right):
+        axis.legend(fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     print(f"图片已写到 {path}")
@@ -786,29 +739,27 @@ def check(data, runs, quick):
     confirm(f"学生与老师一样（logits 差一个常数），损失是 0（{same:.0e}）", abs(same) < 1e-6, "温度只除了一边")
     torch.manual_seed(0)
     model, _ = load_model(quick)
-    row = data["test"]["windows"][:1, :-1]  # (1, t)
+    row, texts = data["test"]["windows"][:1, :-1], data[MORE]["ids"][:1]  # (1, t)，(1, m + 1)
     with torch.no_grad():
         whole = model(data["vocab"][row])[0, -1].softmax(dim=-1)[data["vocab"]]  # (V,)　原来的整个词表
         shrink_vocabulary(model, data["vocab"])
-        small = model(row)[0, -1].softmax(dim=-1)  # (V,)
-        texts = data[MORE]["ids"][:1, 1:-1]  # (1, m − 1)
-        written = model(torch.cat([data[MORE]["ids"][:1, :1], texts], dim=1))[0].log_softmax(dim=-1)  # (m, V)
+        small, first = model(row)[0, -1].softmax(dim=-1), model(data[CORPUS]["ids"][:, :WINDOW]).log_softmax(dim=-1)  # (V,)，(1, t, V)
     gap = (small - whole / whole.sum()).abs().max().item()
     confirm(f"剪过词表的老师，就是原来的分布只看这 {len(small):,} 个、再归一化（差 {gap:.0e}）", gap < 1e-5, "嵌入和输出层的行没有一起剪，或次序不同")
-    chosen = data[MORE]["ids"][0, 1:]  # (m,)
-    said, surprise = data[MORE]["logprobs"][0].float(), -data[MORE]["logprobs"][0].float().gather(1, chosen[:, None])  # (m, V)，(m, 1)
-    confirm(f"老师写的时候留下的分布：每个位置加起来是 1，写的词元平均 {surprise.mean():.2f} 纳特，与分布自己的熵相差不到一半；再读一遍（没有开头）也不会更准", abs(surprise.mean() / -(said.exp() * said).sum(dim=-1).mean() - 1) < 0.5 and (said.exp().sum(dim=-1) - 1).abs().max() < 0.01 and -written.gather(1, chosen[:, None]).mean() > surprise.mean() - 0.3, "分布错开了一位")
-    inputs, targets, logprobs = draw_batch(**data[CORPUS], generator=generator)
-    with torch.no_grad():
-        aligned = [-logprobs.gather(-1, targets[..., None]).mean().item(), -model(inputs).log_softmax(dim=-1).gather(-1, targets[..., None]).mean().item()]
-    confirm(f"抽出的批，老师的分布猜的正是目标：损失 {aligned[0]:.2f}，让它当场再读是 {aligned[1]:.2f}（上文短些）", abs(aligned[0] - aligned[1]) < (0.1 if quick else 0.8), "老师的分布错开了一位")
-    confirm("几种学法，走的都是同样的步数，损失都是有限的数", all(math.isfinite(run["loss"]) for run in chain(*runs.values())), "学习率太大")
+    gap = (first - data[CORPUS]["logprobs"][:, :WINDOW].float()).abs().max().item()
+    confirm(f"存着的，与当场读一遍的相同（半精度，差 {gap:.0e}）", gap < 0.02, "错开了一位，或存着的是别的教材的")
+    said = data[MORE]["logprobs"][:1].float()  # (1, m, V)
+    surprise, entropy = -said.gather(2, texts[:, 1:, None]).mean().item(), -(said.exp() * said).sum(dim=-1).mean().item()
+    confirm(f"老师写的每个词元，按写时的分布，平均 {surprise:.2f} 纳特，与分布自己的熵 {entropy:.2f} 相差不到一半", abs(surprise / entropy - 1) < 0.5, "留下的分布错开了一位")
+    numbers = torch.arange(3 * WINDOW + 1)  # 编的文字：第 j 个词元是 j，老师在那里给的也写上 j
+    inputs, targets, logprobs = draw_batch(numbers[None], numbers[None, :-1, None].float(), generator)
+    confirm("抽出的批：目标是输入的下一个，老师的分布是读到输入为止的", torch.equal(targets, inputs + 1) and torch.equal(logprobs[..., 0], inputs.float()), "老师的分布或目标错开了一位")
+    confirm("练过的损失都是有限的数", all(math.isfinite(run["loss"]) for run in chain(*runs.values())), "学习率太大")
 
 
 def main():
     """老师教一次，挑学习率，几个种子各练一次；表格、图、自查。"""
     parser = argparse.ArgumentParser(description="实验　蒸馏：跟着老师的概率学，比只看文字学得好在哪里？")
-    parser.add_argument("--file", help="教材，英文，UTF-8（默认：自带的小说，SmolLM2 没有读过）")
     parser.add_argument("--seed", type=int, default=1, help=f"从这个种子起，用 {SEEDS} 个（默认：1）")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"走几步（默认：{STEPS}）")
     parser.add_argument("--quick", action="store_true", help="随机的小老师，只走几步：看流程，不下结论")
@@ -816,15 +767,9 @@ def main():
     try:
         if not 4 * EVERY <= args.steps <= 5000 or not 1 <= args.seed <= 10**6:
             raise ValueError(f"--steps 应在 {4 * EVERY} 到 5000 之间，--seed 应在 1 到 1000000 之间，不能是 {args.steps}、{args.seed}")
-        if args.file and not Path(args.file).is_file():
-            raise ValueError(f"没有这个文件：{args.file}")
-        path = args.file or find_data("story-en.txt")
-        try:
-            Path(path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} 不是 UTF-8 编码，请用编辑器另存为 UTF-8") from None
+        path = find_data("story-en.txt")  # 为这个项目写的，SmolLM2 没有读过：老师不是背下来的
         load_model(args.quick)  # 没有装 SmolLM2，现在就说
-        file = teacher_file(path, args.quick)
+        file = str(teach(path, args.quick))
         data = torch.load(file, weights_only=True, mmap=True)
         names = [BASE, SOFT, "前 8 个，其余平分"] if args.quick else list(METHODS)
         steps, rates, seeds = (4 * EVERY, RATES[:1], 1) if args.quick else (args.steps, RATES, SEEDS)
