@@ -200,7 +200,9 @@ def peak_memory():
 def fresh(*arguments):
     """在新的进程里运行这个脚本：峰值只升不降，同一个进程里量第二次，看到的还是第一次的。（详解见 ch05/experiments/exp_gradient_accumulation.py）"""
     command = [sys.executable, str(Path(__file__).resolve()), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"})
+    kept = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+    clean = {name: value for name, value in os.environ.items() if name not in kept}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=clean | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"})
     if done.returncode != 0:
         raise OSError(f"量内存的进程中途停了（退出码 {done.returncode}），多半是内存不够：关掉别的程序，或加 --quick")
     return json.loads(done.stdout.splitlines()[-1])

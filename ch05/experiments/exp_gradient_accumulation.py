@@ -324,7 +324,9 @@ def fresh(*arguments):
         OSError: 那个进程出了错，多半是内存不够
     """
     command = [sys.executable, str(Path(__file__).resolve()), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"})
+    kept = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")  # setup/run.sh 设的：让分配器别还内存，峰值就量不准了
+    clean = {name: value for name, value in os.environ.items() if name not in kept}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=clean | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"})
     if done.returncode != 0:
         raise OSError(f"量内存的进程中途停了（退出码 {done.returncode}），多半是内存不够：关掉别的程序，或加 --quick")
     return json.loads(done.stdout.splitlines()[-1])
